@@ -98,6 +98,13 @@ pub struct Receipt {
     pub warnings: Vec<String>,
 }
 
+impl Receipt {
+    /// A receipt of a job that has just begun, to be replaced at its end.
+    pub fn begun(job: &str, at: Timestamp) -> Self {
+        ReceiptDraft::default().finish(job, at, at, String::new(), Outcome::Done)
+    }
+}
+
 /// How a job ended.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "result", rename_all = "snake_case")]

@@ -1,1 +1,24 @@
-//! dr-storage
+//! How bytes are kept so that they are there, and true, tomorrow.
+//!
+//! [`target`] has the places (a directory, memory, S3), [`format`](mod@format) the bytes, [`Repository`] the whole:
+//! keys, packs, manifests, WAL. The contract of a place is `dr_core::port::StorageTarget`.
+
+mod crypto;
+mod error;
+pub mod format;
+pub mod journal;
+pub mod keys;
+pub mod os;
+mod probe;
+mod repo;
+pub mod target;
+
+pub use crypto::random_u32;
+pub use error::RepoError;
+pub use format::PackKind;
+pub use probe::probe;
+pub use repo::{
+    Access, ClusterIdentity, ClusterStore, Fetched, FrameOpener, FrameReader, InitSpec, PackWriter,
+    Repository, SessionInfo, SessionView, SessionWriter, Stored, StoredSegment, WalEncoder, WalObject,
+    WalStore,
+};

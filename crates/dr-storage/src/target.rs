@@ -1,0 +1,9 @@
+//! Places that keep objects, and wrappers around them.
+
+mod directory;
+mod memory;
+mod retry;
+
+pub use directory::{DirectoryOptions, DirectoryTarget};
+pub use memory::MemoryTarget;
+pub use retry::{RetryPolicy, Retrying};
