@@ -1,0 +1,668 @@
+//! The backup job.
+//!
+//! 1. Put the session's beginning; choose the parent. – *A crash leaves an empty session.*
+//! 2. PostgreSQL starts the backup. – *PostgreSQL ends its side with the connection.*
+//! 3. Walk the files beside the parent's table; store what differs; record points.
+//!    – *Orphan packs under the session's prefix; the next backup continues from the last point.*
+//! 4. PostgreSQL ends the backup; `pg_control` is read last.
+//! 5. Wait until the WAL of the backup's range is in the archive. – *As after 3.*
+//! 6. Put the manifest, create-only. **Commit.** – *After it everything is there.*
+//! 7. Put the receipt.
+
+mod collect;
+mod parent;
+mod stretch;
+mod task;
+mod walk;
+mod worker;
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use dr_core::event::{Event, Outcome, Receipt, Unit};
+use dr_core::guard::Guard;
+use dr_core::port::{
+    BackupSession, BackupStop, ClusterDescription, DatabaseSource, Finding, RelationEntry, Verdict,
+};
+use dr_core::{BackupId, Lsn, WalSegment};
+use dr_storage::format::{
+    BackupStatus, BadPageRecord, ManifestBody, ManifestHead, Point, SessionBegin, SessionRef, WalkMark,
+};
+use dr_storage::{ClusterIdentity, FrameOpener, PackKind, SessionWriter};
+use serde::Serialize;
+use tokio::runtime::Handle;
+
+use crate::context::{Context, JobLog};
+use crate::error::EngineError;
+use crate::failure::Failure;
+use crate::meta::MetaReader;
+use collect::{Collected, Collector};
+use parent::{Origin, ParentCursor};
+use stretch::Worker;
+use task::Counters;
+use walk::{PointRule, Walk};
+use worker::Shared;
+
+/// The stage that copies files.
+pub(crate) const COPY: &str = "copy";
+
+/// Tasks that wait for a worker at most.
+const TASK_QUEUE: usize = 16;
+/// News that wait for the collector at most.
+const NEWS_QUEUE: usize = 256;
+/// How often the archive is looked at while waiting for WAL.
+const WAL_POLL: Duration = Duration::from_millis(200);
+/// Bytes stored anew in one backup only to shorten old patches: this share of the cluster.
+const REBASE_SHARE: u64 = 10;
+
+/// How a backup is to be taken.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct BackupOptions {
+    /// A word for people, kept in the manifest.
+    pub note: String,
+    /// Ask PostgreSQL for an immediate checkpoint.
+    pub fast_checkpoint: bool,
+    /// Worker threads; at least 1.
+    pub workers: usize,
+    /// How long to wait for the last WAL of the backup to arrive in the archive.
+    pub wal_timeout: Duration,
+    /// Record how far the backup is this often …
+    pub point_every: Duration,
+    /// … or after this many bytes read.
+    pub point_every_bytes: u64,
+    /// Read every file, whatever its time stamps say.
+    pub read_all: bool,
+    /// Start afresh, whatever was stored before.
+    pub full: bool,
+}
+
+impl Default for BackupOptions {
+    fn default() -> Self {
+        BackupOptions {
+            note: String::new(),
+            fast_checkpoint: true,
+            workers: std::thread::available_parallelism().map_or(2, |n| n.get().min(8)),
+            wal_timeout: Duration::from_secs(60),
+            point_every: Duration::from_secs(300),
+            point_every_bytes: 50_000_000_000,
+            read_all: false,
+            full: false,
+        }
+    }
+}
+
+/// What a backup will do. Printed by `--plan`; nothing has been changed.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct BackupPlan {
+    /// The cluster.
+    pub cluster: ClusterDescription,
+    /// The backup that unchanged content is taken from; `None`: everything is stored.
+    pub parent: Option<BackupId>,
+    /// An interrupted backup that is continued.
+    pub continues: Option<BackupId>,
+    /// What was found on the way; nothing in it is [`Verdict::Bad`].
+    pub findings: Vec<Finding>,
+    /// How it is to be taken.
+    pub options: BackupOptions,
+}
+
+/// What a backup came to.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct BackupReport {
+    /// The head of its manifest: identity, status, sizes, LSNs.
+    pub backup: ManifestHead,
+    /// Pages whose checksum is wrong.
+    pub bad_pages: Vec<BadPageReport>,
+    /// The receipt, as stored.
+    pub receipt: Receipt,
+}
+
+/// A bad page, for people.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct BadPageReport {
+    /// The file, below the data directory.
+    pub path: String,
+    /// The relation, as `database.schema.name`, when it is known.
+    pub relation: Option<String>,
+    /// The block number within the relation's fork.
+    pub block: u32,
+}
+
+/// Looks at the cluster and the repository and says what a backup would do. Changes nothing.
+pub async fn plan(
+    context: &Context,
+    source: &dyn DatabaseSource,
+    options: &BackupOptions,
+) -> Result<BackupPlan, EngineError> {
+    let cluster = source.describe().await.map_err(EngineError::source("cannot look at the cluster"))?;
+    let findings = source.check().await.map_err(EngineError::source("cannot check the cluster"))?;
+    let bad: Vec<Finding> = findings.iter().filter(|f| f.verdict == Verdict::Bad).cloned().collect();
+    if !bad.is_empty() {
+        return Err(EngineError::Preflight { findings: bad });
+    }
+    let (parent, continues) = if options.full { (None, None) } else { choose_parent(context).await? };
+    Ok(BackupPlan { cluster, parent, continues, findings, options: options.clone() })
+}
+
+/// The newest backup, and an interrupted one that began after it and recorded a point.
+async fn choose_parent(context: &Context) -> Result<(Option<BackupId>, Option<BackupId>), EngineError> {
+    let heads = context.store.heads().await.map_err(EngineError::repo("cannot list the backups"))?;
+    let sessions = context.store.sessions().await.map_err(EngineError::repo("cannot list the sessions"))?;
+    let parent = heads.iter().max_by_key(|h| (h.start.timeline, h.start.lsn, h.id.time()));
+    let newer = |start: Lsn| parent.is_none_or(|p| start >= p.start.lsn);
+    let mut continues = None;
+    for session in sessions.iter().filter(|s| !s.committed && s.last_point.is_some()) {
+        let doing = "cannot read how far an interrupted backup came";
+        let point = context.store.point(session.id).await.map_err(EngineError::repo(doing))?;
+        if let Some(point) = point.filter(|p| newer(p.start.lsn))
+            && continues.as_ref().is_none_or(|(_, best)| *best < point.start.lsn)
+        {
+            continues = Some((session.id, point.start.lsn));
+        }
+    }
+    Ok((parent.map(|p| p.id), continues.map(|(id, _)| id)))
+}
+
+/// Takes the backup. `Ok` means that it is committed and durable.
+///
+/// Cancel safety: a dropped or cancelled backup leaves a session without a manifest, which is not
+/// listed; the next backup continues from its last point.
+pub async fn apply(
+    context: &Context,
+    source: &dyn DatabaseSource,
+    plan: &BackupPlan,
+) -> Result<BackupReport, EngineError> {
+    let mut log = JobLog::begin(context, "backup");
+    match run(context, source, plan, &mut log).await {
+        Ok((head, bad_pages)) => {
+            let outcome =
+                if head.status == BackupStatus::Complete { Outcome::Done } else { Outcome::Degraded };
+            let receipt = log.close(Ok(outcome)).await;
+            Ok(BackupReport { backup: head, bad_pages, receipt })
+        }
+        Err(error) => {
+            log.close(Err(&error)).await;
+            Err(error)
+        }
+    }
+}
+
+async fn run(
+    context: &Context,
+    source: &dyn DatabaseSource,
+    plan: &BackupPlan,
+    log: &mut JobLog,
+) -> Result<(ManifestHead, Vec<BadPageReport>), EngineError> {
+    context.cancel.check()?;
+    context
+        .store
+        .register(&identity(plan, context))
+        .await
+        .map_err(EngineError::repo("cannot register the cluster"))?;
+    let id = BackupId::new(context.clock.now(), dr_storage::random_u32());
+    log.fact("backup_id", id.to_string());
+    let begin =
+        SessionBegin { host: context.host.clone(), note: plan.options.note.clone(), parent: plan.parent };
+    let session = context
+        .store
+        .begin_session(id, begin)
+        .await
+        .map_err(EngineError::repo("cannot begin a backup session"))?;
+    let origins = load_origins(context, plan).await?;
+
+    let stage = log.stage("start", None, Unit::Steps);
+    let doing = "cannot start the backup";
+    let mut pg = source
+        .begin(&format!("dr {id}"), plan.options.fast_checkpoint)
+        .await
+        .map_err(EngineError::source(doing))?;
+    let relations_before = pg.relations().await.map_err(EngineError::source("cannot list the relations"))?;
+    let total = pg.size_estimate().await.map_err(EngineError::source("cannot tell the cluster's size"))?;
+    log.end(stage);
+
+    let stage = log.stage(COPY, total, Unit::Bytes);
+    let walk = WalkMark { host: pg.host(), began_ns: context.clock.now().as_nanosecond() as i64 };
+    let counters = Arc::new(Counters::default());
+    let copy = Copy { context, plan, session: &session, origins, walk: &walk, counters: &counters, total };
+    let collected = copy.run(pg.as_ref()).await?;
+    log.end(stage);
+
+    let stage = log.stage("stop", None, Unit::Steps);
+    let start = pg.start().clone();
+    let extras = Extras::collect(context, pg.as_mut(), relations_before).await?;
+    let (stop, control) = pg.finish().await.map_err(EngineError::source("cannot end the backup"))?;
+    log.end(stage);
+
+    let stage = log.stage("store", None, Unit::Steps);
+    let done = Done { id, plan, start, stop, control, walk, collected, counters: &counters };
+    let (mut head, mut body) = done.describe(context, &extras);
+    extras.store(&session, &mut body).await?;
+    let packs = session.settle().await.map_err(EngineError::repo("cannot store the last packs"))?;
+    head.stored_bytes = packs.iter().map(|p| p.len).sum();
+    log.end(stage);
+
+    let stage = log.stage("wal", None, Unit::Segments);
+    wait_for_wal(context, plan, &head).await?;
+    log.end(stage);
+
+    let stage = log.stage("commit", None, Unit::Steps);
+    let manifest = session.commit(head, body).await.map_err(EngineError::repo("cannot commit the backup"))?;
+    log.end(stage);
+    let bad_pages = bad_page_reports(&manifest.body.bad_pages, &extras.relations);
+    record(log, &manifest.head, &bad_pages);
+    Ok((manifest.head, bad_pages))
+}
+
+fn identity(plan: &BackupPlan, context: &Context) -> ClusterIdentity {
+    let cluster = &plan.cluster;
+    ClusterIdentity {
+        system_id: cluster.system_id,
+        label: context.label.clone(),
+        first_seen: context.clock.now(),
+        version_num: cluster.version_num,
+        page_size: cluster.page_size,
+        segment_size: cluster.segment_size,
+        relation_segment_pages: cluster.relation_segment_pages,
+    }
+}
+
+/// Reads the tables that unchanged content is taken from: an interrupted backup's first.
+async fn load_origins(context: &Context, plan: &BackupPlan) -> Result<Vec<Arc<Origin>>, EngineError> {
+    let mut origins = Vec::new();
+    if let Some(id) = plan.continues {
+        let doing = "cannot read how far the interrupted backup came";
+        if let Some(point) = context.store.point(id).await.map_err(EngineError::repo(doing))? {
+            origins.push(Arc::new(Origin {
+                start: point.start.lsn,
+                host: point.walk.host,
+                walk_began_ns: point.walk.began_ns,
+                bad: by_file(point.bad_pages),
+                shards: point.shards,
+                up_to: Some(point.last_path),
+            }));
+        }
+    }
+    if let Some(id) = plan.parent {
+        let manifest = context
+            .store
+            .manifest(id)
+            .await
+            .map_err(EngineError::repo(format!("cannot read backup {id}")))?;
+        origins.push(Arc::new(Origin {
+            start: manifest.head.start.lsn,
+            host: manifest.body.walk.host,
+            walk_began_ns: manifest.body.walk.began_ns,
+            bad: by_file(manifest.body.bad_pages),
+            shards: manifest.body.shards,
+            up_to: None,
+        }));
+    }
+    Ok(origins)
+}
+
+fn by_file(records: Vec<BadPageRecord>) -> HashMap<String, Vec<BadPageRecord>> {
+    let mut map: HashMap<String, Vec<BadPageRecord>> = HashMap::new();
+    for record in records {
+        map.entry(record.path.clone()).or_default().push(record);
+    }
+    map
+}
+
+/// The copying stage.
+struct Copy<'a> {
+    context: &'a Context,
+    plan: &'a BackupPlan,
+    session: &'a SessionWriter,
+    origins: Vec<Arc<Origin>>,
+    walk: &'a WalkMark,
+    counters: &'a Arc<Counters>,
+    total: Option<u64>,
+}
+
+impl Copy<'_> {
+    /// Runs the walk, the workers and the collector on blocking threads.
+    async fn run(&self, pg: &dyn BackupSession) -> Result<Collected, EngineError> {
+        let context = self.context;
+        let handle = Handle::current();
+        let reader = context.store.reader().await.map_err(EngineError::repo("cannot read the repository"))?;
+        let meta = Arc::new(MetaReader::new(context.repo.clone(), reader, handle.clone()));
+        let failure = Arc::new(Failure::default());
+        let workers = self.plan.options.workers.max(1);
+        let allowance = self.total.unwrap_or(0) / REBASE_SHARE;
+        let shared = Arc::new(Shared {
+            open: pg.opener(),
+            meta: meta.clone(),
+            failure: failure.clone(),
+            counters: self.counters.clone(),
+            cancel: context.cancel.clone(),
+            rebase_allowance: (allowance as i64).into(),
+        });
+        let (task_sender, task_receiver) = std::sync::mpsc::sync_channel(TASK_QUEUE);
+        let (news_sender, news_receiver) = std::sync::mpsc::sync_channel(NEWS_QUEUE);
+        let task_receiver = Arc::new(std::sync::Mutex::new(task_receiver));
+        let mut running = Vec::new();
+        for _ in 0..workers {
+            let worker = Worker::new(
+                context.repo.clone(),
+                pg.pages(),
+                pg.start().lsn,
+                self.session.pack_writer(PackKind::Data),
+            );
+            let (shared, tasks, news) = (shared.clone(), task_receiver.clone(), news_sender.clone());
+            running.push(
+                handle
+                    .spawn_blocking(move || worker::run(worker, FrameOpener::new(), &shared, &tasks, &news)),
+            );
+        }
+        drop(task_receiver);
+        let cursor = ParentCursor::new(meta, FrameOpener::new(), self.origins.clone());
+        let collector = Collector::new(
+            context.repo.clone(),
+            self.session.pack_writer(PackKind::Meta),
+            self.session.pack_writer(PackKind::Page),
+            cursor.known_shards(),
+            self.counters.clone(),
+        );
+        let mut points = PointWriter::new(self, pg, handle.clone());
+        let collecting = {
+            let failure = failure.clone();
+            handle.spawn_blocking(move || {
+                collector.run(&news_receiver, &failure, &mut |collected| points.put(collected))
+            })
+        };
+        let walking = {
+            let walk = Walking {
+                files: pg.files(),
+                cursor,
+                host: pg.host(),
+                trust_stat: pg.stat_is_trusted() && !self.plan.options.read_all,
+                now_ns: self.walk.began_ns,
+                workers,
+                points: PointRule {
+                    every: self.plan.options.point_every,
+                    every_bytes: self.plan.options.point_every_bytes,
+                },
+                tasks: task_sender,
+                news: news_sender,
+                failure: failure.clone(),
+                counters: self.counters.clone(),
+                context: context.clone(),
+            };
+            handle.spawn_blocking(move || walk.run())
+        };
+        join(walking, &failure).await;
+        for worker in running {
+            join(worker, &failure).await;
+        }
+        let collected = collecting.await.map_err(|_| panicked("the collector"))?;
+        match failure.take() {
+            Some(error) => Err(error),
+            None => collected,
+        }
+    }
+}
+
+/// Owned parts of the walk, so that it can run on another thread.
+struct Walking {
+    files: Box<dyn Iterator<Item = Result<dr_core::port::SourceFile, dr_core::port::SourceError>> + Send>,
+    cursor: ParentCursor,
+    host: String,
+    trust_stat: bool,
+    now_ns: i64,
+    workers: usize,
+    points: PointRule,
+    tasks: std::sync::mpsc::SyncSender<task::Task>,
+    news: std::sync::mpsc::SyncSender<task::News>,
+    failure: Arc<Failure>,
+    counters: Arc<Counters>,
+    context: Context,
+}
+
+impl Walking {
+    fn run(self) {
+        let walk = Walk {
+            files: self.files,
+            cursor: self.cursor,
+            host: self.host,
+            trust_stat: self.trust_stat,
+            now_ns: self.now_ns,
+            workers: self.workers,
+            points: self.points,
+            tasks: self.tasks,
+            news: self.news,
+            failure: &self.failure,
+            counters: &self.counters,
+            events: self.context.events.as_ref(),
+            cancel: &self.context.cancel,
+        };
+        if let Err(error) = walk.run() {
+            self.failure.set(error);
+        }
+    }
+}
+
+async fn join(part: tokio::task::JoinHandle<()>, failure: &Failure) {
+    if part.await.is_err() {
+        failure.set(panicked("a part of the copy"));
+    }
+}
+
+fn panicked(what: &str) -> EngineError {
+    EngineError::Bug { what: format!("{what} panicked") }
+}
+
+/// Puts points, numbered from 1.
+struct PointWriter {
+    session: SessionWriter,
+    handle: Handle,
+    start: dr_core::port::BackupStart,
+    walk: WalkMark,
+    number: u32,
+}
+
+impl PointWriter {
+    fn new(copy: &Copy<'_>, pg: &dyn BackupSession, handle: Handle) -> Self {
+        PointWriter {
+            session: copy.session.clone(),
+            handle,
+            start: pg.start().clone(),
+            walk: copy.walk.clone(),
+            number: 0,
+        }
+    }
+
+    fn put(&mut self, collected: &Collected) -> Result<(), EngineError> {
+        let Some(last_path) = collected.last_path.clone() else { return Ok(()) };
+        self.number += 1;
+        let point = Point {
+            start: self.start.clone(),
+            walk: self.walk.clone(),
+            shards: collected.shards.clone(),
+            sessions: collected.sessions.iter().copied().collect(),
+            bad_pages: collected.bad.clone(),
+            last_path,
+            packs: Vec::new(),
+        };
+        let doing = "cannot record how far the backup is";
+        self.handle.block_on(self.session.put_point(self.number, &point)).map_err(EngineError::repo(doing))
+    }
+}
+
+/// What is kept beside the files.
+struct Extras {
+    relations: Vec<RelationEntry>,
+    tablespaces: Vec<dr_core::port::TablespaceFacts>,
+    host_files: Vec<dr_core::port::HostFile>,
+    host_needs: dr_core::port::HostNeeds,
+}
+
+impl Extras {
+    async fn collect(
+        context: &Context,
+        pg: &mut dyn BackupSession,
+        before: Vec<RelationEntry>,
+    ) -> Result<Self, EngineError> {
+        let after = pg.relations().await.map_err(EngineError::source("cannot list the relations again"))?;
+        let doing = "cannot list the tablespaces";
+        let tablespaces = pg.tablespaces().await.map_err(EngineError::source(doing))?;
+        let doing = "cannot read the server's files outside the data directory";
+        let mut host_files = pg.host_files().await.map_err(EngineError::source(doing))?;
+        if !context.repo.descriptor().is_encrypted() {
+            // A private key in clear storage would outlive every rotation.
+            host_files.iter_mut().filter(|f| f.role.contains("key")).for_each(|f| f.content = None);
+        }
+        let host_needs =
+            pg.host_needs().await.map_err(EngineError::source("cannot tell what the cluster needs"))?;
+        Ok(Extras { relations: merge_relations(before, after), tablespaces, host_files, host_needs })
+    }
+
+    /// Stores the relation catalogue and the host's files as metadata frames.
+    async fn store(&self, session: &SessionWriter, body: &mut ManifestBody) -> Result<(), EngineError> {
+        let relations = serde_json::to_vec(&self.relations).unwrap_or_default();
+        let host_files = serde_json::to_vec(&self.host_files).unwrap_or_default();
+        let mut writer = session.pack_writer(PackKind::Meta);
+        let stored = tokio::task::spawn_blocking(move || {
+            let relations = writer.append_long(&relations)?;
+            let host_files = writer.append_long(&host_files)?;
+            writer.flush()?;
+            Ok((relations, host_files))
+        });
+        let doing = "cannot store the relation catalogue";
+        let (relations, host_files) =
+            stored.await.map_err(|_| panicked("storing the catalogue"))?.map_err(EngineError::repo(doing))?;
+        body.relations = relations;
+        body.host_files = host_files;
+        Ok(())
+    }
+}
+
+/// Rows of both listings: a relation that moved meanwhile keeps both of its files.
+fn merge_relations(before: Vec<RelationEntry>, after: Vec<RelationEntry>) -> Vec<RelationEntry> {
+    let mut all = before;
+    all.extend(after);
+    all.sort_unstable();
+    all.dedup();
+    all
+}
+
+/// Everything known when the files are copied and PostgreSQL has ended the backup.
+struct Done<'a> {
+    id: BackupId,
+    plan: &'a BackupPlan,
+    start: dr_core::port::BackupStart,
+    stop: BackupStop,
+    control: Vec<u8>,
+    walk: WalkMark,
+    collected: Collected,
+    counters: &'a Counters,
+}
+
+impl Done<'_> {
+    fn describe(self, context: &Context, extras: &Extras) -> (ManifestHead, ManifestBody) {
+        let Collected { shards, mut sessions, bad, files, bytes, .. } = self.collected;
+        sessions.insert(self.id);
+        let status = if bad.is_empty() { BackupStatus::Complete } else { BackupStatus::Degraded };
+        let head = ManifestHead {
+            id: self.id,
+            label: context.label.clone(),
+            note: self.plan.options.note.clone(),
+            host: context.host.clone(),
+            cluster: self.plan.cluster.clone(),
+            start: self.start,
+            stop_lsn: self.stop.lsn,
+            stop_timeline: self.stop.timeline,
+            stop_time: self.stop.time,
+            parent: self.plan.parent,
+            status,
+            bad_pages: bad.len() as u64,
+            torn_pages: self.counters.torn.load(Ordering::Relaxed),
+            files,
+            bytes,
+            read_bytes: self.counters.bytes_read.load(Ordering::Relaxed),
+            stored_bytes: 0,
+            previous: None,
+            sealed_key: String::new(),
+            key_epoch: 0,
+        };
+        let body = ManifestBody {
+            shards,
+            sessions: sessions.into_iter().map(SessionRef::unresolved).collect(),
+            backup_label: self.stop.backup_label,
+            tablespace_map: self.stop.tablespace_map,
+            pg_control: self.control,
+            tablespaces: extras.tablespaces.clone(),
+            host_needs: extras.host_needs.clone(),
+            bad_pages: bad,
+            relations: Vec::new(),
+            host_files: Vec::new(),
+            walk: self.walk,
+        };
+        (head, body)
+    }
+}
+
+/// Waits until every segment of the backup's range is archived.
+async fn wait_for_wal(context: &Context, plan: &BackupPlan, head: &ManifestHead) -> Result<(), EngineError> {
+    if !Guard::WalBeforeCommit.holds() {
+        return Ok(());
+    }
+    let size = plan.cluster.segment_size;
+    let timeline = head.stop_timeline;
+    let first = WalSegment::holding(timeline, head.start.lsn, size).number;
+    let last = WalSegment::holding(timeline, Lsn(head.stop_lsn.0.saturating_sub(1)), size).number;
+    let began = Instant::now();
+    loop {
+        context.cancel.check()?;
+        let doing = "cannot list the archived WAL";
+        let listed = context.store.wal(size).segments(timeline).await.map_err(EngineError::repo(doing))?;
+        let there: BTreeMap<u64, ()> =
+            listed.iter().filter(|s| !s.partial).map(|s| (s.segment.number, ())).collect();
+        let Some(missing) = (first..=last).find(|number| !there.contains_key(number)) else { return Ok(()) };
+        context.events.emit(Event::Progress { stage: "wal", done: missing - first, note: None });
+        if began.elapsed() >= plan.options.wal_timeout {
+            return Err(EngineError::WalNotArchived {
+                missing: WalSegment { timeline, number: missing }.file_name(size),
+                waited: dr_core::size::duration(plan.options.wal_timeout),
+            });
+        }
+        tokio::time::sleep(WAL_POLL).await;
+    }
+}
+
+fn bad_page_reports(bad: &[BadPageRecord], relations: &[RelationEntry]) -> Vec<BadPageReport> {
+    let report = |b: &BadPageRecord| BadPageReport {
+        path: b.path.clone(),
+        relation: relation_of(&b.path, relations),
+        block: b.block,
+    };
+    bad.iter().map(report).collect()
+}
+
+/// The relation whose file this is, by database and file number.
+fn relation_of(path: &str, relations: &[RelationEntry]) -> Option<String> {
+    let mut parts = path.rsplit('/');
+    let file = parts.next()?;
+    let database: u32 = parts.next()?.parse().unwrap_or(0);
+    let digits = file.find(|c: char| !c.is_ascii_digit()).unwrap_or(file.len());
+    let filenode: u32 = file[..digits].parse().ok()?;
+    let relation = relations.iter().find(|r| r.filenode == filenode && r.database_oid == database)?;
+    Some(format!("{}.{}.{}", relation.database, relation.schema, relation.name))
+}
+
+fn record(log: &mut JobLog, head: &ManifestHead, bad_pages: &[BadPageReport]) {
+    log.fact("files", head.files);
+    log.fact("bytes", head.bytes);
+    log.fact("bytes_read", head.read_bytes);
+    log.fact("bytes_stored", head.stored_bytes);
+    log.fact("start_lsn", head.start.lsn.to_string());
+    log.fact("stop_lsn", head.stop_lsn.to_string());
+    for bad in bad_pages {
+        let relation = bad.relation.as_deref().unwrap_or("unknown relation");
+        log.warn(format!(
+            "block {} of {relation} ({}) has a wrong checksum; the backup is degraded",
+            bad.block, bad.path
+        ));
+    }
+}
