@@ -16,3 +16,4 @@ pub mod wal;
 
 pub use context::{Cancel, Context, JobLog, StageClock, chain};
 pub use error::EngineError;
+pub use tree::{TreeCounters, read_back};

@@ -178,7 +178,7 @@ async fn run(
     place::write_labels(plan)?;
     let spec = recovery_spec(plan);
     instance
-        .prepare_recovery(&options.to, &spec)
+        .prepare_recovery(&options.to, &manifest.body.pg_control, &spec)
         .map_err(EngineError::cluster("cannot write the recovery settings"))?;
     let host_files = host_files(context, plan).await?;
     log.end(stage);

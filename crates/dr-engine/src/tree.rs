@@ -285,3 +285,14 @@ impl<'a> Producer<'a> {
         self.shared.context.events.emit(Event::Progress { stage: self.shared.stage, done, note: None });
     }
 }
+
+/// Reads every byte of a backup back and checks it against its digests, without writing anything.
+///
+/// Needs the reading key. The first damage found ends it, with the file and the place.
+pub async fn read_back(
+    context: &Context,
+    manifest: &Manifest,
+    workers: usize,
+) -> Result<Arc<TreeCounters>, EngineError> {
+    TreeRead { context, manifest, output: None, workers, stage: "read" }.run().await
+}

@@ -15,6 +15,12 @@ pub mod target;
 
 pub use crypto::random_u32;
 pub use error::RepoError;
+
+/// The digest in an object's name: the first 16 bytes of the BLAKE3 of all its bytes, unkeyed.
+pub fn object_digest(bytes: &[u8]) -> format::Digest {
+    repo::cut(&blake3::hash(bytes))
+}
+
 pub use format::PackKind;
 pub use probe::probe;
 pub use repo::{

@@ -159,8 +159,9 @@ pub trait Instance: Send + Sync + fmt::Debug {
     fn parse_control(&self, bytes: &[u8]) -> Result<ControlFacts, ClusterError>;
 
     /// Writes recovery settings and signal file into a restored directory. Idempotent. Earlier
-    /// recovery settings are removed; all other settings stay as they were.
-    fn prepare_recovery(&self, data: &Path, spec: &RecoverySpec) -> Result<(), ClusterError>;
+    /// recovery settings are removed; all other settings stay as they were. `control` are the bytes
+    /// of `pg_control`, which is not in place yet.
+    fn prepare_recovery(&self, data: &Path, control: &[u8], spec: &RecoverySpec) -> Result<(), ClusterError>;
 
     /// What this host offers to a cluster with these needs.
     fn host_facts(&self, needs: &HostNeeds) -> HostFacts;

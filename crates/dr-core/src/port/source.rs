@@ -238,6 +238,12 @@ pub enum SourceError {
         /// The server's answer.
         source: Source,
     },
+    /// Another backup of this server is under way.
+    #[error("another backup of the server at {server} is under way")]
+    Busy {
+        /// Host and port.
+        server: String,
+    },
     /// A query failed.
     #[error("the server at {server} could not {operation}")]
     Query {
@@ -299,6 +305,7 @@ impl Classified for SourceError {
         match self {
             SourceError::Unreachable { .. } | SourceError::Query { .. } => ErrorClass::Transient,
             SourceError::Denied { .. } => ErrorClass::Denied,
+            SourceError::Busy { .. } => ErrorClass::Fenced,
             SourceError::File { source, .. } => match source.kind() {
                 io::ErrorKind::PermissionDenied => ErrorClass::Denied,
                 io::ErrorKind::NotFound => ErrorClass::Missing,
@@ -315,6 +322,7 @@ impl Classified for SourceError {
         match self {
             SourceError::Unreachable { .. } => "source-unreachable",
             SourceError::Denied { .. } => "source-denied",
+            SourceError::Busy { .. } => "source-busy",
             SourceError::Query { .. } => "source-query",
             SourceError::File { .. } => "source-file",
             SourceError::Damaged { .. } => "source-damaged",
@@ -328,6 +336,7 @@ impl Classified for SourceError {
         Some(match self {
             SourceError::Unreachable { .. } => "Is PostgreSQL running, and is [cluster] connection right? `dr check` tests it.".into(),
             SourceError::Denied { .. } => "The role needs pg_read_all_settings and EXECUTE on pg_backup_start and pg_backup_stop; `dr check` names what is missing.".into(),
+            SourceError::Busy { .. } => "Wait for it to end: `dr jobs` shows it. A backup whose process died has released its lock.".into(),
             SourceError::Query { .. } => "See the server's log; then run the command again.".into(),
             SourceError::File { .. } => "dr must run as the user that owns the data directory (usually postgres).".into(),
             SourceError::Damaged { .. } => "Look at the server's log and disk before anything else; older backups are untouched.".into(),

@@ -213,6 +213,12 @@ impl ClusterStore {
         }
     }
 
+    /// The digest of the object that lists a session's packs, as it is stored now.
+    pub async fn list_digest(&self, id: BackupId) -> Result<crate::format::Digest, RepoError> {
+        let bytes = self.repo.get(&self.name(&format!("session/{id}/packs"))).await?;
+        Ok(crate::object_digest(&bytes))
+    }
+
     pub(super) fn document(&self, kind: u8, session: BackupId, number: u32) -> SealedDocument {
         SealedDocument {
             kind,

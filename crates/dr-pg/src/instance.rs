@@ -1,0 +1,286 @@
+//! Servers on restored directories.
+
+mod log;
+mod settings;
+
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use async_trait::async_trait;
+use dr_core::port::{
+    ClusterError, ControlFacts, HostFacts, HostNeeds, Instance, InstanceStatus, RecoveryEnd, RecoverySpec,
+    RunState,
+};
+use dr_core::{Timeline, Timestamp};
+
+use crate::control;
+use crate::process::{command_as_owner, find_bin_dir, major_of, user_name};
+use crate::sql::Sql;
+
+/// The server's log while it recovers, in the data directory.
+const LOG: &str = "dr-recovery.log";
+
+const STOP_LIMIT: Duration = Duration::from_secs(120);
+const STATUS_LIMIT: Duration = Duration::from_secs(5);
+
+/// How servers are found and spoken to.
+#[derive(Clone, Debug, Default)]
+pub struct InstanceOptions {
+    /// Where the server's programs are; `None`: the usual places.
+    pub bin_dir: Option<PathBuf>,
+    /// The database role to ask with; `None`: the usual ones.
+    pub role: Option<String>,
+}
+
+/// Servers on directories of this host.
+#[derive(Clone, Debug, Default)]
+pub struct LocalInstance {
+    options: InstanceOptions,
+}
+
+/// What `postmaster.pid` says (`src/include/utils/pidfile.h`).
+struct PidFile {
+    pid: u32,
+    port: u16,
+    socket_dir: String,
+    status: String,
+}
+
+impl LocalInstance {
+    /// Servers with these options.
+    pub fn new(options: InstanceOptions) -> Self {
+        LocalInstance { options }
+    }
+
+    fn bin_dir(&self, major: u32) -> Result<PathBuf, ClusterError> {
+        let configured = self.options.bin_dir.clone().filter(|dir| major_of(dir) == Some(major));
+        configured.or_else(|| find_bin_dir(Some(major))).ok_or(ClusterError::NoPrograms { major })
+    }
+
+    fn pid_file(&self, data: &Path) -> Option<PidFile> {
+        let text = std::fs::read_to_string(data.join("postmaster.pid")).ok()?;
+        let lines: Vec<&str> = text.lines().collect();
+        let pid: u32 = lines.first()?.trim().parse().ok()?;
+        // A file left by a crash names a process that is gone, or that is no server.
+        let command = std::fs::read_to_string(format!("/proc/{pid}/comm")).ok()?;
+        command.starts_with("postgres").then(|| PidFile {
+            pid,
+            port: lines.get(3).and_then(|l| l.trim().parse().ok()).unwrap_or(5432),
+            socket_dir: lines.get(4).map(|l| l.trim().to_owned()).unwrap_or_default(),
+            status: lines.get(7).map(|l| l.trim().to_owned()).unwrap_or_default(),
+        })
+    }
+
+    async fn ask(&self, file: &PidFile) -> Option<InstanceStatus> {
+        let own = user_name(rustix::process::geteuid().as_raw());
+        let roles = [self.options.role.clone(), Some("postgres".to_owned()), own];
+        for role in roles.into_iter().flatten() {
+            let conninfo = format!("host={} port={} user={role} dbname=postgres", file.socket_dir, file.port);
+            let Ok(sql) = Sql::connect(&conninfo, None).await else { continue };
+            let query = "SELECT pg_is_in_recovery(), \
+                 (CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn() ELSE pg_current_wal_lsn() END)::text, \
+                 (extract(epoch FROM pg_last_xact_replay_timestamp()) * 1000000)::int8, \
+                 CASE WHEN pg_is_in_recovery() THEN pg_get_wal_replay_pause_state() ELSE '' END, \
+                 (SELECT timeline_id FROM pg_control_checkpoint())";
+            let Ok(row) = sql.row("tell how far it is", query, STATUS_LIMIT).await else { continue };
+            let (recovering, pause): (bool, String) = (row.get(0), row.get(3));
+            let state = match (recovering, pause.as_str()) {
+                (false, _) => RunState::Primary,
+                (true, "paused") => RunState::Paused,
+                (true, _) => RunState::Recovering,
+            };
+            return Some(InstanceStatus {
+                state,
+                lsn: row.get::<_, Option<String>>(1).and_then(|text| text.parse().ok()),
+                last_commit: row.get::<_, Option<i64>>(2).and_then(|t| Timestamp::from_microsecond(t).ok()),
+                timeline: Some(Timeline(row.get::<_, i32>(4) as u32)),
+            });
+        }
+        None
+    }
+}
+
+/// The private directory of a server's socket: short, since socket paths are limited to 107 bytes.
+fn socket_dir(data: &Path) -> PathBuf {
+    let mark = crc_fast::checksum(crc_fast::CrcAlgorithm::Crc32Iscsi, data.display().to_string().as_bytes());
+    std::env::temp_dir().join(format!("dr-pg-{mark:08x}"))
+}
+
+#[async_trait]
+impl Instance for LocalInstance {
+    fn control(&self, data: &Path) -> Result<ControlFacts, ClusterError> {
+        control::read(data)
+    }
+
+    fn parse_control(&self, bytes: &[u8]) -> Result<ControlFacts, ClusterError> {
+        control::parse(bytes, "pg_control")
+    }
+
+    fn prepare_recovery(&self, data: &Path, control: &[u8], spec: &RecoverySpec) -> Result<(), ClusterError> {
+        settings::write(data, control, spec)
+    }
+
+    fn host_facts(&self, needs: &HostNeeds) -> HostFacts {
+        let bin_dir = self.bin_dir(needs.major).ok();
+        let library_dir = bin_dir.as_deref().and_then(library_dir);
+        let missing = |name: &&String| {
+            let file = format!("{}.so", name.trim_end_matches(".so"));
+            let place = if name.starts_with('/') {
+                Some(PathBuf::from(&file))
+            } else {
+                library_dir.as_ref().map(|d| d.join(&file))
+            };
+            place.is_none_or(|place| !place.exists())
+        };
+        let here = libc_version();
+        let differing = needs
+            .collations
+            .iter()
+            .filter(|(name, then)| name.starts_with("libc:") && *then != here)
+            .map(|(name, then)| (name.clone(), then.clone(), here.clone()));
+        HostFacts {
+            major: bin_dir.as_ref().map(|_| needs.major),
+            bin_dir: bin_dir.as_ref().map(|dir| dir.display().to_string()),
+            architecture: rustix::system::uname().machine().to_string_lossy().into_owned(),
+            missing_libraries: needs.libraries.iter().filter(missing).cloned().collect(),
+            differing_collations: differing.collect(),
+        }
+    }
+
+    async fn start(&self, data: &Path, major: u32, public: bool) -> Result<(), ClusterError> {
+        let bin_dir = self.bin_dir(major)?;
+        let file = |operation, path: &Path| {
+            let path = path.display().to_string();
+            move |source| ClusterError::File { operation, path, source }
+        };
+        let log = data.join(LOG);
+        let _ = std::fs::remove_file(&log);
+        let mut options = vec!["-c lc_messages=C", "-c logging_collector=off", "-c log_destination=stderr"]
+            .into_iter()
+            .map(str::to_owned)
+            .collect::<Vec<_>>();
+        options.push("-c log_min_messages=warning -c timezone=UTC -c log_timezone=UTC".into());
+        if !public {
+            let sockets = socket_dir(data);
+            private_dir(&sockets, data).map_err(file("create", &sockets))?;
+            options.push(format!(
+                "-c listen_addresses= -c unix_socket_directories={0} -c hba_file={0}/hba -c ssl=off -c hot_standby=on",
+                sockets.display()
+            ));
+        }
+        let mut command = command_as_owner(&bin_dir.join("pg_ctl"), data).map_err(file("look at", data))?;
+        command
+            .arg("start")
+            .arg("-D")
+            .arg(data)
+            .arg("-l")
+            .arg(&log)
+            .args(["-W", "-s", "-o"])
+            .arg(options.join(" "));
+        // The server must not hold a pipe of ours: whoever waits for its end would wait for ever.
+        command.stdout(Stdio::null()).stderr(Stdio::null());
+        let status = tokio::task::spawn_blocking(move || command.status()).await;
+        let failed = |reason: String| ClusterError::Program {
+            program: "pg_ctl start".into(),
+            data: data.display().to_string(),
+            reason,
+        };
+        match status {
+            Ok(Ok(status)) if status.success() => self.wait_for_process(data, &log).await,
+            Ok(Ok(status)) => Err(failed(format!("{status}; {}", log::last_words(&log)))),
+            Ok(Err(error)) => Err(failed(error.to_string())),
+            Err(error) => Err(failed(error.to_string())),
+        }
+    }
+
+    async fn status(&self, data: &Path) -> Result<InstanceStatus, ClusterError> {
+        let unknown = |state| InstanceStatus { state, lsn: None, last_commit: None, timeline: None };
+        let Some(file) = self.pid_file(data) else { return Ok(unknown(RunState::Stopped)) };
+        if file.status == "starting" || file.socket_dir.is_empty() {
+            return Ok(unknown(RunState::Starting));
+        }
+        Ok(self.ask(&file).await.unwrap_or_else(|| unknown(RunState::Starting)))
+    }
+
+    fn recovery_end(&self, data: &Path) -> Result<RecoveryEnd, ClusterError> {
+        log::recovery_end(data, &data.join(LOG))
+    }
+
+    async fn stop(&self, data: &Path) -> Result<(), ClusterError> {
+        let Some(file) = self.pid_file(data) else { return Ok(()) };
+        let pid = rustix::process::Pid::from_raw(file.pid as i32);
+        let failed = |reason: String| ClusterError::Program {
+            program: "the server".into(),
+            data: data.display().to_string(),
+            reason,
+        };
+        let pid = pid.ok_or_else(|| failed("its process number is wrong".into()))?;
+        // SIGINT: fast shutdown, as `pg_ctl stop -m fast`.
+        rustix::process::kill_process(pid, rustix::process::Signal::INT)
+            .map_err(|e| failed(e.to_string()))?;
+        let began = Instant::now();
+        while self.pid_file(data).is_some() {
+            if began.elapsed() > STOP_LIMIT {
+                return Err(failed(format!("it did not stop within {} s", STOP_LIMIT.as_secs())));
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        let _ = std::fs::remove_dir_all(socket_dir(data));
+        Ok(())
+    }
+}
+
+impl LocalInstance {
+    /// The process writes its pid file at once, or says why not and ends.
+    async fn wait_for_process(&self, data: &Path, log: &Path) -> Result<(), ClusterError> {
+        let began = Instant::now();
+        while began.elapsed() < STATUS_LIMIT {
+            if self.pid_file(data).is_some() || !log::last_words(log).is_empty() {
+                return Ok(());
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        Ok(())
+    }
+}
+
+/// Makes the socket directory: only the server's user may enter, so its rule file can trust.
+fn private_dir(dir: &Path, data: &Path) -> std::io::Result<()> {
+    use std::os::unix::fs::{MetadataExt, chown};
+    let owner = std::fs::metadata(data)?;
+    match std::fs::DirBuilder::new().mode(0o700).create(dir) {
+        Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {}
+        other => other?,
+    }
+    let meta = std::fs::symlink_metadata(dir)?;
+    let me = rustix::process::geteuid().as_raw();
+    if !meta.is_dir() || (meta.uid() != owner.uid() && meta.uid() != me) {
+        return Err(std::io::Error::other("it belongs to somebody else"));
+    }
+    std::fs::set_permissions(dir, std::fs::Permissions::from_mode(0o700))?;
+    let rules = dir.join("hba");
+    std::fs::write(&rules, "local all all trust\n")?;
+    if rustix::process::geteuid().is_root() {
+        chown(dir, Some(owner.uid()), Some(owner.gid()))?;
+        chown(&rules, Some(owner.uid()), Some(owner.gid()))?;
+    }
+    Ok(())
+}
+
+/// Where loadable libraries are: `pg_config` tells, and the usual place is beside `bin`.
+fn library_dir(bin_dir: &Path) -> Option<PathBuf> {
+    let output =
+        Command::new(bin_dir.join("pg_config")).arg("--pkglibdir").stdin(Stdio::null()).output().ok();
+    let told = output.filter(|o| o.status.success()).and_then(|o| String::from_utf8(o.stdout).ok());
+    let usual = bin_dir.parent().map(|dir| dir.join("lib"));
+    told.map(|text| PathBuf::from(text.trim())).filter(|dir| dir.is_dir()).or(usual)
+}
+
+/// The version of the C library's collations, as PostgreSQL records it (`pg_locale.c`).
+fn libc_version() -> String {
+    let output = Command::new("getconf").arg("GNU_LIBC_VERSION").stdin(Stdio::null()).output();
+    let text = output.ok().and_then(|o| String::from_utf8(o.stdout).ok()).unwrap_or_default();
+    text.trim().trim_start_matches("glibc ").to_owned()
+}
