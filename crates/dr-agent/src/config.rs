@@ -1,0 +1,114 @@
+//! Configuration: what was written, where, and what it resolves to.
+//!
+//! Every setting is one row of a table: name, kind, default, explanation. From it come the check for
+//! unknown keys, the environment variables, `dr config show` and `docs/reference/config.md`.
+
+mod layers;
+mod table;
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::time::Duration;
+
+pub use layers::{Sources, variable};
+pub use table::{Kind, SETTINGS, Setting, reference};
+
+use crate::error::AgentError;
+
+/// A value and where it was written.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+pub struct Written {
+    /// The text.
+    pub value: String,
+    /// A file with its section, a variable, a flag, or "default".
+    pub origin: String,
+}
+
+/// Resolved settings, each with its origin.
+#[derive(Clone, Debug, Default)]
+pub struct Settings {
+    values: BTreeMap<&'static str, Written>,
+}
+
+impl Settings {
+    /// Reads all layers: defaults, `/etc/dr/dr.toml`, `conf.d`, `--config`, variables, flags.
+    pub fn load(sources: &Sources) -> Result<Self, AgentError> {
+        let settings = Settings { values: layers::read(sources)? };
+        for setting in SETTINGS {
+            settings.check(setting)?;
+        }
+        Ok(settings)
+    }
+
+    /// All values, by name.
+    pub fn values(&self) -> &BTreeMap<&'static str, Written> {
+        &self.values
+    }
+
+    /// The text of a setting, when it has one.
+    pub fn text(&self, name: &'static str) -> Option<&str> {
+        self.values.get(name).map(|w| w.value.as_str()).filter(|value| !value.is_empty())
+    }
+
+    /// The text of a setting that must be there.
+    pub fn needed(&self, name: &'static str, needed_for: &'static str) -> Result<&str, AgentError> {
+        self.text(name).ok_or(AgentError::Missing { key: name, needed_for })
+    }
+
+    /// A path.
+    pub fn path(&self, name: &'static str) -> Option<PathBuf> {
+        self.text(name).map(PathBuf::from)
+    }
+
+    /// A switch; checked when loaded.
+    pub fn flag(&self, name: &'static str) -> bool {
+        self.text(name) == Some("true")
+    }
+
+    /// A whole number; checked when loaded.
+    pub fn number(&self, name: &'static str) -> Option<u64> {
+        self.text(name).and_then(|text| text.parse().ok())
+    }
+
+    /// A duration; checked when loaded.
+    pub fn duration(&self, name: &'static str) -> Duration {
+        self.text(name).and_then(|text| dr_core::size::parse_duration(text).ok()).unwrap_or_default()
+    }
+
+    /// A size in bytes; checked when loaded.
+    pub fn bytes(&self, name: &'static str) -> u64 {
+        self.text(name).and_then(|text| dr_core::size::parse_bytes(text).ok()).unwrap_or_default()
+    }
+
+    fn check(&self, setting: &'static Setting) -> Result<(), AgentError> {
+        let Some(written) = self.values.get(setting.name).filter(|w| !w.value.is_empty()) else {
+            return Ok(());
+        };
+        let value = &written.value;
+        let reason = match setting.kind {
+            Kind::Text => None,
+            Kind::Path => (!value.starts_with('/')).then(|| "a path must be absolute".to_owned()),
+            Kind::Flag => {
+                (!matches!(value.as_str(), "true" | "false")).then(|| "it is true or false".to_owned())
+            }
+            Kind::Number => value.parse::<u64>().err().map(|_| "it is a whole number".to_owned()),
+            Kind::Duration => dr_core::size::parse_duration(value).err().map(|e| e.to_string()),
+            Kind::Size => dr_core::size::parse_bytes(value).err().map(|e| e.to_string()),
+            Kind::Secret => {
+                let known = ["file:", "env:", "exec:"].iter().any(|scheme| value.starts_with(scheme));
+                (!known)
+                    .then(|| "a secret is given by reference: file:PATH, env:NAME or exec:COMMAND".to_owned())
+            }
+        };
+        match reason {
+            None => Ok(()),
+            Some(reason) => Err(AgentError::BadValue {
+                origin: written.origin.clone(),
+                key: setting.name,
+                // A secret written in clear must not be shown on.
+                value: if setting.kind == Kind::Secret { "…".into() } else { value.clone() },
+                reason,
+            }),
+        }
+    }
+}

@@ -1,0 +1,217 @@
+//! Where settings are written.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use super::{SETTINGS, Written};
+use crate::error::AgentError;
+
+const SYSTEM_FILE: &str = "/etc/dr/dr.toml";
+const SYSTEM_DIR: &str = "/etc/dr/conf.d";
+
+/// Everything that settings may come from.
+#[derive(Clone, Debug, Default)]
+pub struct Sources {
+    /// `--config FILE`: read in place of the system's files.
+    pub file: Option<PathBuf>,
+    /// The environment.
+    pub environment: Vec<(String, String)>,
+    /// Flags: `(setting, value, the flag as written)`.
+    pub flags: Vec<(String, String, String)>,
+}
+
+/// The environment variable of a setting: `DR__SECTION__KEY`.
+pub fn variable(name: &str) -> String {
+    format!("DR__{}", name.replace('.', "__").to_ascii_uppercase())
+}
+
+type Values = BTreeMap<&'static str, Written>;
+
+pub(super) fn read(sources: &Sources) -> Result<Values, AgentError> {
+    let mut values = Values::new();
+    for setting in SETTINGS.iter().filter(|s| !s.default.is_empty()) {
+        let written = Written { value: setting.default.to_owned(), origin: "default".to_owned() };
+        values.insert(setting.name, written);
+    }
+    match &sources.file {
+        Some(file) => read_file(&mut values, file)?,
+        None => {
+            if Path::new(SYSTEM_FILE).exists() {
+                read_file(&mut values, Path::new(SYSTEM_FILE))?;
+            }
+            for file in fragments() {
+                read_file(&mut values, &file)?;
+            }
+        }
+    }
+    for (name, value) in &sources.environment {
+        if name.starts_with("DR__") {
+            let known = SETTINGS.iter().find(|s| variable(s.name) == *name);
+            match known {
+                Some(setting) => put(&mut values, setting.name, value, &format!("variable {name}"))?,
+                None => {
+                    let key = name.trim_start_matches("DR__").replace("__", ".").to_ascii_lowercase();
+                    put(&mut values, &key, value, &format!("variable {name}"))?;
+                }
+            }
+        }
+    }
+    for (name, value, flag) in &sources.flags {
+        put(&mut values, name, value, flag)?;
+    }
+    Ok(values)
+}
+
+fn fragments() -> Vec<PathBuf> {
+    let entries = std::fs::read_dir(SYSTEM_DIR).into_iter().flatten().flatten();
+    let mut files: Vec<PathBuf> = entries.map(|entry| entry.path()).collect();
+    files.retain(|path| path.extension().is_some_and(|e| e == "toml"));
+    files.sort();
+    files
+}
+
+fn read_file(values: &mut Values, path: &Path) -> Result<(), AgentError> {
+    let text = std::fs::read_to_string(path)
+        .map_err(|source| AgentError::Unreadable { path: path.to_owned(), source })?;
+    let table: toml::Table = text.parse().map_err(|error: toml::de::Error| AgentError::Syntax {
+        path: path.to_owned(),
+        reason: error.to_string().trim().replace('\n', " "),
+    })?;
+    for (section, content) in table {
+        let origin = |key: &str| match line_of(&text, &section, key) {
+            Some(line) => format!("{}:{line}", path.display()),
+            None => path.display().to_string(),
+        };
+        let toml::Value::Table(content) = content else {
+            return Err(unknown(&section, &origin(&section)));
+        };
+        for (key, value) in content {
+            let value = match value {
+                toml::Value::String(text) => text,
+                toml::Value::Integer(number) => number.to_string(),
+                toml::Value::Boolean(flag) => flag.to_string(),
+                other => {
+                    return Err(AgentError::Syntax {
+                        path: path.to_owned(),
+                        reason: format!("[{section}] {key} is a {}, not a simple value", other.type_str()),
+                    });
+                }
+            };
+            put(values, &format!("{section}.{key}"), &value, &origin(&key))?;
+        }
+    }
+    Ok(())
+}
+
+/// The line of a key, for messages.
+fn line_of(text: &str, section: &str, key: &str) -> Option<usize> {
+    let mut inside = false;
+    for (index, line) in text.lines().enumerate() {
+        let line = line.trim();
+        if line.starts_with('[') {
+            inside = line.trim_matches(['[', ']']).trim() == section;
+        } else if inside && line.split('=').next().map(str::trim) == Some(key) {
+            return Some(index + 1);
+        }
+    }
+    None
+}
+
+fn put(values: &mut Values, name: &str, value: &str, origin: &str) -> Result<(), AgentError> {
+    let setting = SETTINGS.iter().find(|s| s.name == name).ok_or_else(|| unknown(name, origin))?;
+    values.insert(setting.name, Written { value: value.to_owned(), origin: origin.to_owned() });
+    Ok(())
+}
+
+fn unknown(name: &str, origin: &str) -> AgentError {
+    let nearest = SETTINGS.iter().map(|s| (distance(s.name, name), s.name)).min();
+    let suggestion = nearest.filter(|(distance, _)| *distance <= name.len() / 3 + 1).map(|(_, name)| name);
+    AgentError::UnknownKey { origin: origin.to_owned(), key: name.to_owned(), suggestion }
+}
+
+/// Edits that turn one name into the other (Levenshtein).
+fn distance(a: &str, b: &str) -> usize {
+    let b: Vec<char> = b.chars().collect();
+    let mut row: Vec<usize> = (0..=b.len()).collect();
+    for (i, x) in a.chars().enumerate() {
+        let mut diagonal = row[0];
+        row[0] = i + 1;
+        for (j, y) in b.iter().enumerate() {
+            let replaced = diagonal + usize::from(x != *y);
+            diagonal = row[j + 1];
+            row[j + 1] = replaced.min(row[j] + 1).min(diagonal + 1);
+        }
+    }
+    row[b.len()]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Settings;
+
+    fn load(
+        text: &str,
+        environment: &[(&str, &str)],
+        flags: &[(&str, &str)],
+    ) -> Result<Settings, AgentError> {
+        let dir = tempfile::tempdir().expect("a directory");
+        let file = dir.path().join("dr.toml");
+        std::fs::write(&file, text).expect("a file");
+        let own = |(a, b): &(&str, &str)| ((*a).to_owned(), (*b).to_owned());
+        Settings::load(&Sources {
+            file: Some(file),
+            environment: environment.iter().map(own).collect(),
+            flags: flags
+                .iter()
+                .map(|(a, b)| ((*a).to_owned(), (*b).to_owned(), "--set".to_owned()))
+                .collect(),
+        })
+    }
+
+    #[test]
+    fn later_layers_win_and_origins_are_kept() {
+        let text = "[repository]\nurl = '/a'\n[backup]\nworkers = 3\n";
+        let settings =
+            load(text, &[("DR__BACKUP__WORKERS", "4")], &[("repository.url", "/b")]).expect("settings");
+        assert_eq!(settings.text("repository.url"), Some("/b"));
+        assert_eq!(settings.number("backup.workers"), Some(4));
+        assert_eq!(settings.values()["backup.workers"].origin, "variable DR__BACKUP__WORKERS");
+        assert_eq!(settings.values()["backup.wal_timeout"].origin, "default");
+    }
+
+    #[test]
+    fn an_unknown_key_is_refused_with_its_line_and_the_nearest_one() {
+        match load("[repository]\nurl = '/a'\nregoin = 'x'\n", &[], &[]) {
+            Err(AgentError::UnknownKey { origin, key, suggestion }) => {
+                assert!(origin.ends_with("dr.toml:3"), "{origin}");
+                assert_eq!((key.as_str(), suggestion), ("repository.regoin", Some("repository.region")));
+            }
+            other => panic!("{other:?}"),
+        }
+        assert!(load("", &[("DR__BACKUP__WORKRES", "4")], &[]).is_err());
+        assert!(load("[nonsense]\nx = 1\n", &[], &[]).is_err());
+    }
+
+    #[test]
+    fn a_value_of_the_wrong_kind_is_refused_and_secrets_do_not_show() {
+        for (key, value) in [
+            ("backup.workers", "many"),
+            ("backup.wal_timeout", "30"),
+            ("backup.point_bytes", "5"),
+            ("repository.path_style", "yes"),
+            ("encryption.key_file", "relative"),
+        ] {
+            assert!(matches!(load("", &[], &[(key, value)]), Err(AgentError::BadValue { .. })), "{key}");
+        }
+        let error = load("", &[], &[("repository.secret_key", "hunter2")]).expect_err("a clear secret");
+        assert!(!error.to_string().contains("hunter2"));
+    }
+
+    #[test]
+    fn every_setting_is_named_once_and_its_default_is_valid() {
+        let names: std::collections::BTreeSet<_> = SETTINGS.iter().map(|s| s.name).collect();
+        assert_eq!(names.len(), SETTINGS.len());
+        load("", &[], &[]).expect("defaults are valid");
+    }
+}

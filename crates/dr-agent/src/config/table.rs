@@ -1,0 +1,181 @@
+//! All settings there are.
+
+use std::fmt::Write;
+
+/// What a setting's text must be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// Any text.
+    Text,
+    /// An absolute path.
+    Path,
+    /// `true` or `false`.
+    Flag,
+    /// A whole number.
+    Number,
+    /// A duration with its unit.
+    Duration,
+    /// A size with its unit.
+    Size,
+    /// A secret by reference: `file:PATH`, `env:NAME` or `exec:COMMAND`.
+    Secret,
+}
+
+impl Kind {
+    fn words(self) -> &'static str {
+        match self {
+            Kind::Text => "text",
+            Kind::Path => "absolute path",
+            Kind::Flag => "true or false",
+            Kind::Number => "whole number",
+            Kind::Duration => "duration with unit (500ms, 30s, 5min, 12h, 7d)",
+            Kind::Size => "size with unit (64MiB, 10GB)",
+            Kind::Secret => "secret by reference (file:PATH, env:NAME, exec:COMMAND)",
+        }
+    }
+}
+
+/// One setting.
+#[derive(Clone, Copy, Debug)]
+pub struct Setting {
+    /// `section.key`.
+    pub name: &'static str,
+    /// What it takes.
+    pub kind: Kind,
+    /// What it is when nothing is written; empty: not set.
+    pub default: &'static str,
+    /// One sentence.
+    pub about: &'static str,
+}
+
+const fn setting(name: &'static str, kind: Kind, default: &'static str, about: &'static str) -> Setting {
+    Setting { name, kind, default, about }
+}
+
+/// Every setting, by section.
+pub const SETTINGS: &[Setting] = &[
+    setting(
+        "cluster.label",
+        Kind::Text,
+        "main",
+        "What people call the cluster; several clusters share a repository.",
+    ),
+    setting(
+        "cluster.connection",
+        Kind::Text,
+        "host=/var/run/postgresql dbname=postgres",
+        "libpq connection string of the server to back up.",
+    ),
+    setting(
+        "cluster.data_directory",
+        Kind::Path,
+        "",
+        "Its data directory; the server is asked when this is not set.",
+    ),
+    setting(
+        "cluster.bin_dir",
+        Kind::Path,
+        "",
+        "The directory of the server's programs, when it is not one of the usual places.",
+    ),
+    setting(
+        "repository.url",
+        Kind::Text,
+        "",
+        "Where backups are kept: an absolute path, file:///path or s3://bucket/prefix.",
+    ),
+    setting(
+        "repository.endpoint",
+        Kind::Text,
+        "",
+        "S3: the server's address, as https://s3.example.com; AWS when not set.",
+    ),
+    setting("repository.region", Kind::Text, "us-east-1", "S3: the region."),
+    setting(
+        "repository.path_style",
+        Kind::Flag,
+        "false",
+        "S3: the bucket is part of the path, not of the host name.",
+    ),
+    setting("repository.allow_http", Kind::Flag, "false", "S3: allow a connection without TLS."),
+    setting("repository.ca_file", Kind::Path, "", "S3: certificates (PEM) to trust beside the system's."),
+    setting(
+        "repository.access_key",
+        Kind::Secret,
+        "",
+        "S3: the access key; the environment's or the instance's identity when not set.",
+    ),
+    setting("repository.secret_key", Kind::Secret, "", "S3: the secret key."),
+    setting("repository.session_token", Kind::Secret, "", "S3: the session token of temporary credentials."),
+    setting(
+        "encryption.key_file",
+        Kind::Path,
+        "",
+        "The key that reads everything: needed to restore, to fetch WAL, to verify content.",
+    ),
+    setting(
+        "encryption.host_key_file",
+        Kind::Path,
+        "",
+        "The host's key: enough to back up, push WAL, list and show.",
+    ),
+    setting(
+        "encryption.age_identity_file",
+        Kind::Path,
+        "",
+        "An age identity that opens the repository, in place of a key file.",
+    ),
+    setting(
+        "backup.workers",
+        Kind::Number,
+        "",
+        "Worker threads; as many as the host has cores, at most 8, when not set.",
+    ),
+    setting("backup.fast_checkpoint", Kind::Flag, "true", "Ask PostgreSQL for an immediate checkpoint."),
+    setting(
+        "backup.wal_timeout",
+        Kind::Duration,
+        "60s",
+        "How long to wait for the backup's last WAL to arrive in the archive.",
+    ),
+    setting(
+        "backup.point_every",
+        Kind::Duration,
+        "5min",
+        "How often an interruptible backup records how far it is.",
+    ),
+    setting("backup.point_bytes", Kind::Size, "50GB", "… or after how many bytes read."),
+    setting(
+        "restore.workers",
+        Kind::Number,
+        "",
+        "Worker threads; as many as the host has cores, at most 8, when not set.",
+    ),
+    setting(
+        "restore.stall_limit",
+        Kind::Duration,
+        "10min",
+        "How long replay may stand still before the restore fails.",
+    ),
+];
+
+/// The reference of all settings, in Markdown.
+pub fn reference() -> String {
+    let mut out = String::from(
+        "# Settings\n\nGenerated from the table in `dr-agent`; change it there and run `cargo xtask gen`.\n\n\
+         Layers, later ones win: defaults, `/etc/dr/dr.toml`, `/etc/dr/conf.d/*.toml`, `--config FILE`,\n\
+         environment variables (`DR__SECTION__KEY`), `--set section.key=value` and other flags.\n",
+    );
+    let mut section = "";
+    for setting in SETTINGS {
+        let (now, key) = setting.name.split_once('.').unwrap_or(("", setting.name));
+        if now != section {
+            section = now;
+            let _ = write!(out, "\n## [{section}]\n\n| key | takes | default | |\n|---|---|---|---|\n");
+        }
+        let default =
+            if setting.default.is_empty() { "–".to_owned() } else { format!("`{}`", setting.default) };
+        let _ = writeln!(out, "| `{key}` | {} | {default} | {} |", setting.kind.words(), setting.about);
+    }
+    out
+}

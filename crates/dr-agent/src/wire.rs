@@ -1,0 +1,257 @@
+//! The one place that names concrete adapters together.
+
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::sync::Arc;
+
+use dr_core::port::{Clock, EventSink, Instance, KeyProvider, StorageError, StorageTarget};
+use dr_core::{SegmentSize, SystemId, Timestamp};
+use dr_engine::wal::Archive;
+use dr_engine::{Cancel, Context};
+use dr_pg::{InstanceOptions, LocalInstance, LocalSource, LocalSourceOptions, PgWal};
+use dr_storage::keys::{AgeKey, FileKey, HostKey};
+use dr_storage::target::{DirectoryOptions, DirectoryTarget, RetryPolicy, Retrying};
+use dr_storage::{Access, ClusterIdentity, Repository};
+
+use crate::config::Settings;
+use crate::error::AgentError;
+
+/// The clock of this host.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct HostClock;
+
+impl Clock for HostClock {
+    fn now(&self) -> Timestamp {
+        Timestamp::now()
+    }
+}
+
+/// The name of this host.
+pub fn host_name() -> String {
+    std::fs::read_to_string("/proc/sys/kernel/hostname")
+        .map_or_else(|_| "unknown".into(), |n| n.trim().to_owned())
+}
+
+/// The address of a repository, in parts.
+enum Address {
+    Directory(PathBuf),
+    S3 { bucket: String, prefix: String },
+}
+
+fn address(url: &str) -> Result<Address, AgentError> {
+    let invalid = |reason: &str| AgentError::Storage {
+        source: StorageError::Invalid { target: url.to_owned(), reason: reason.to_owned() },
+    };
+    if let Some(rest) = url.strip_prefix("s3://") {
+        let (bucket, prefix) = rest.split_once('/').unwrap_or((rest, ""));
+        if bucket.is_empty() {
+            return Err(invalid("it names no bucket"));
+        }
+        let prefix = prefix.trim_matches('/').to_owned();
+        return Ok(Address::S3 { bucket: bucket.to_owned(), prefix });
+    }
+    let path = url.strip_prefix("file://").unwrap_or(url);
+    if path.starts_with('/') {
+        return Ok(Address::Directory(PathBuf::from(path)));
+    }
+    Err(invalid("it is not an absolute path, file:///path or s3://bucket/prefix"))
+}
+
+/// The storage that the settings name. `create`: make a directory that is not there.
+pub fn target(settings: &Settings, create: bool) -> Result<Arc<dyn StorageTarget>, AgentError> {
+    let url = settings.needed("repository.url", "this command")?;
+    let inner: Arc<dyn StorageTarget> = match address(url)? {
+        Address::Directory(path) => {
+            let options = DirectoryOptions { create, ..DirectoryOptions::default() };
+            Arc::new(DirectoryTarget::open(path, options).map_err(|source| AgentError::Storage { source })?)
+        }
+        Address::S3 { bucket, prefix } => s3(settings, bucket, prefix)?,
+    };
+    Ok(Arc::new(Retrying::new(inner, RetryPolicy::default())))
+}
+
+#[cfg(feature = "s3")]
+fn s3(settings: &Settings, bucket: String, prefix: String) -> Result<Arc<dyn StorageTarget>, AgentError> {
+    use dr_storage::target::s3::{S3Config, S3Target};
+    let config = S3Config {
+        bucket,
+        prefix,
+        endpoint: settings.text("repository.endpoint").map(str::to_owned),
+        region: settings.text("repository.region").map(str::to_owned),
+        path_style: settings.flag("repository.path_style"),
+        allow_http: settings.flag("repository.allow_http"),
+        ca_file: settings.path("repository.ca_file"),
+        access_key: secret(settings, "repository.access_key")?,
+        secret_key: secret(settings, "repository.secret_key")?,
+        session_token: secret(settings, "repository.session_token")?,
+    };
+    Ok(Arc::new(S3Target::open(config).map_err(|source| AgentError::Storage { source })?))
+}
+
+#[cfg(not(feature = "s3"))]
+fn s3(_: &Settings, bucket: String, _: String) -> Result<Arc<dyn StorageTarget>, AgentError> {
+    let reason = "this program was built without S3".to_owned();
+    Err(AgentError::Storage {
+        source: StorageError::Unsupported { target: format!("s3://{bucket}"), reason },
+    })
+}
+
+/// A secret by its reference. The value never enters a message.
+#[cfg_attr(not(feature = "s3"), allow(dead_code))]
+fn secret(settings: &Settings, name: &'static str) -> Result<Option<String>, AgentError> {
+    let Some(reference) = settings.text(name) else { return Ok(None) };
+    let bad = |reason: String| AgentError::BadValue {
+        origin: settings.values().get(name).map(|w| w.origin.clone()).unwrap_or_default(),
+        key: name,
+        value: reference.to_owned(),
+        reason,
+    };
+    let value = match reference.split_once(':') {
+        Some(("file", path)) => std::fs::read_to_string(path).map_err(|error| bad(error.to_string()))?,
+        Some(("env", variable)) => {
+            std::env::var(variable).map_err(|_| bad("the variable is not set".into()))?
+        }
+        Some(("exec", command)) => {
+            let output = std::process::Command::new("/bin/sh")
+                .args(["-c", command])
+                .stdin(Stdio::null())
+                .stderr(Stdio::null())
+                .output()
+                .map_err(|error| bad(error.to_string()))?;
+            if !output.status.success() {
+                return Err(bad(format!("the command failed: {}", output.status)));
+            }
+            String::from_utf8(output.stdout).map_err(|_| bad("the command gave no text".into()))?
+        }
+        _ => return Err(bad("it is not file:PATH, env:NAME or exec:COMMAND".into())),
+    };
+    Ok(Some(value.trim().to_owned()))
+}
+
+/// The best key that the settings give: reading key, age identity, host key, none.
+pub fn access(settings: &Settings) -> Result<Access, AgentError> {
+    let key = |source| AgentError::Key { source };
+    if let Some(path) = settings.path("encryption.key_file") {
+        return Ok(Access::Key(Arc::new(FileKey::read(&path).map_err(key)?)));
+    }
+    if let Some(path) = settings.path("encryption.age_identity_file") {
+        return Ok(Access::Key(Arc::new(AgeKey::read_identity(&path).map_err(key)?)));
+    }
+    if let Some(path) = settings.path("encryption.host_key_file") {
+        return Ok(Access::Host(HostKey::read(&path).map_err(key)?));
+    }
+    Ok(Access::ListOnly)
+}
+
+/// A key provider for one more slot: a recipient `age1…`, or a new key file at a path.
+pub fn new_key(age_recipient: Option<&str>, file: Option<&Path>) -> Result<Arc<dyn KeyProvider>, AgentError> {
+    let key = |source| AgentError::Key { source };
+    match (age_recipient, file) {
+        (Some(recipient), _) => Ok(Arc::new(AgeKey::recipient(recipient).map_err(key)?)),
+        (None, Some(path)) => {
+            let file = FileKey::generate();
+            file.write(path).map_err(key)?;
+            Ok(Arc::new(file))
+        }
+        (None, None) => Err(AgentError::Missing { key: "encryption.key_file", needed_for: "a new key" }),
+    }
+}
+
+/// Opens the repository.
+pub async fn repository(settings: &Settings) -> Result<Repository, AgentError> {
+    let access = access(settings)?;
+    Repository::open(target(settings, false)?, access).await.map_err(|source| AgentError::Repo { source })
+}
+
+/// The server on this host that the settings name.
+pub fn source(settings: &Settings) -> LocalSource {
+    LocalSource::new(LocalSourceOptions {
+        conninfo: settings.text("cluster.connection").unwrap_or_default().to_owned(),
+        data_directory: settings.path("cluster.data_directory"),
+    })
+}
+
+/// Servers on restored directories.
+pub fn instance(settings: &Settings) -> LocalInstance {
+    LocalInstance::new(InstanceOptions { bin_dir: settings.path("cluster.bin_dir"), role: None })
+}
+
+/// Which cluster a command is about: asked for, the server's own, or the only one there is.
+pub async fn choose_cluster(
+    settings: &Settings,
+    repo: &Repository,
+    asked: Option<&str>,
+) -> Result<ClusterIdentity, AgentError> {
+    let clusters = repo.clusters().await.map_err(|source| AgentError::Repo { source })?;
+    let names =
+        || clusters.iter().map(|c| format!("{} ({})", c.label, c.system_id)).collect::<Vec<_>>().join(", ");
+    let which = |what: String| AgentError::WhichCluster { what };
+    if let Some(asked) = asked {
+        let fitting: Vec<_> =
+            clusters.iter().filter(|c| c.system_id.to_string() == asked || c.label == asked).collect();
+        return match fitting[..] {
+            [one] => Ok(one.clone()),
+            [] => Err(which(format!("the repository has no cluster {asked:?}; it has: {}", names()))),
+            _ => Err(which(format!("several clusters are called {asked:?}: {}", names()))),
+        };
+    }
+    if let Some(data) = settings.path("cluster.data_directory")
+        && let Ok(control) = dr_pg::control::read(&data)
+        && let Some(own) = clusters.iter().find(|c| c.system_id == control.system_id)
+    {
+        return Ok(own.clone());
+    }
+    match &clusters[..] {
+        [one] => Ok(one.clone()),
+        [] => Err(which("the repository has no cluster yet: take a first backup".into())),
+        _ => Err(which(format!("the repository has several clusters: {}", names()))),
+    }
+}
+
+/// Everything that a job is given.
+pub fn context(
+    repo: &Repository,
+    system_id: SystemId,
+    label: &str,
+    events: Arc<dyn EventSink>,
+    cancel: Cancel,
+) -> Context {
+    Context {
+        repo: repo.clone(),
+        store: repo.cluster(system_id),
+        events,
+        clock: Arc::new(HostClock),
+        label: label.to_owned(),
+        host: host_name(),
+        cancel,
+    }
+}
+
+/// The archive of the cluster whose data directory this is: what `archive_command` and
+/// `restore_command` run in. `asked` overrides, for a directory without `pg_control`.
+pub async fn archive(
+    settings: &Settings,
+    repo: &Repository,
+    asked: Option<&str>,
+) -> Result<Archive<'static>, AgentError> {
+    static FORMAT: PgWal = PgWal;
+    let (system_id, segment_size) = match own_cluster(settings) {
+        Some(own) => own,
+        None => {
+            let identity = choose_cluster(settings, repo, asked).await?;
+            (identity.system_id, identity.segment_size)
+        }
+    };
+    let store = repo.cluster(system_id).wal(segment_size);
+    Ok(Archive { store, format: &FORMAT, system_id, segment_size })
+}
+
+/// The cluster of the working directory, or else of the configured data directory.
+fn own_cluster(settings: &Settings) -> Option<(SystemId, SegmentSize)> {
+    let here = std::env::current_dir().ok();
+    let places = [here, settings.path("cluster.data_directory")];
+    places.into_iter().flatten().find_map(|place| {
+        let control = LocalInstance::default().control(&place).ok()?;
+        Some((control.system_id, control.segment_size))
+    })
+}
