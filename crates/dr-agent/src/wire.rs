@@ -171,6 +171,16 @@ pub fn source(settings: &Settings) -> LocalSource {
     })
 }
 
+/// A server behind a connection string.
+pub fn source_at(conninfo: &str) -> LocalSource {
+    LocalSource::new(LocalSourceOptions { conninfo: conninfo.to_owned(), data_directory: None })
+}
+
+/// Connection strings of the servers that have a socket on this host.
+pub fn find_servers() -> Vec<String> {
+    dr_pg::find_servers()
+}
+
 /// Servers on restored directories.
 pub fn instance(settings: &Settings) -> LocalInstance {
     LocalInstance::new(InstanceOptions { bin_dir: settings.path("cluster.bin_dir"), role: None })

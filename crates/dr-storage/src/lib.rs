@@ -3,6 +3,7 @@
 //! [`target`] has the places (a directory, memory, S3), [`format`](mod@format) the bytes, [`Repository`] the whole:
 //! keys, packs, manifests, WAL. The contract of a place is `dr_core::port::StorageTarget`.
 
+pub mod conformance;
 mod crypto;
 mod error;
 pub mod format;

@@ -4,6 +4,9 @@ mod directory;
 mod memory;
 mod retry;
 
+#[cfg(feature = "s3")]
+pub mod s3;
+
 pub use directory::{DirectoryOptions, DirectoryTarget};
 pub use memory::MemoryTarget;
 pub use retry::{RetryPolicy, Retrying};

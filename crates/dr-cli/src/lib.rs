@@ -1,0 +1,43 @@
+//! The command line of `dr`: it asks, shows and exits; the libraries do the work.
+#![forbid(unsafe_code)]
+
+mod args;
+mod command;
+mod error;
+mod output;
+mod progress;
+mod table;
+
+pub use args::Cli;
+pub use command::reference;
+pub use error::{CODES, CliError};
+
+use std::ffi::OsString;
+use std::process::ExitCode;
+
+use clap::{CommandFactory, FromArgMatches};
+
+/// Exit of `dr wal fetch` for everything but delivery and proven absence: PostgreSQL takes it as a
+/// failure of the command and stops, instead of believing that WAL has ended.
+pub(crate) const FETCH_FAILED: u8 = 200;
+
+/// Parses the command line and runs it.
+pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
+    let arguments: Vec<OsString> = arguments.into_iter().collect();
+    let fetching = arguments.iter().skip(1).any(|a| a == "wal") && arguments.iter().any(|a| a == "fetch");
+    let matches = Cli::command().try_get_matches_from(&arguments);
+    let cli = match matches.and_then(|matches| Cli::from_arg_matches(&matches)) {
+        Ok(cli) => cli,
+        Err(error) => {
+            let _ = error.print();
+            let code = if fetching && error.use_stderr() { FETCH_FAILED } else { error.exit_code() as u8 };
+            return ExitCode::from(code);
+        }
+    };
+    if fetching {
+        // Not even a panic may look like the end of WAL.
+        let outcome = std::panic::catch_unwind(|| command::run(cli));
+        return ExitCode::from(outcome.unwrap_or(FETCH_FAILED));
+    }
+    ExitCode::from(command::run(cli))
+}

@@ -1,0 +1,72 @@
+//! What a command says: text for people, JSON for programs.
+
+use std::io::Write;
+
+use dr_core::Classified;
+use dr_engine::chain;
+use serde::Serialize;
+use serde_json::json;
+
+use crate::error::CliError;
+
+/// The version of the JSON shapes (docs/cli/json.md).
+const JSON_VERSION: u32 = 1;
+
+/// Prints text or JSON to standard output. A reader that went away is not an error.
+pub(crate) fn print(text: &str) {
+    let mut out = std::io::stdout().lock();
+    let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());
+}
+
+/// Ends a command: its result as JSON, or as the text that `people` makes of it.
+pub(crate) fn result<T: Serialize>(json: bool, command: &str, result: &T, people: impl FnOnce() -> String) {
+    if json {
+        let document = json!({ "dr": JSON_VERSION, "command": command, "result": result });
+        print(&format!("{document:#}\n"));
+    } else {
+        print(&people());
+    }
+}
+
+/// Shows an error: what, why, the way out, the page.
+pub(crate) fn error(json: bool, command: &str, error: &CliError) {
+    let causes = causes(error);
+    if json {
+        let document = json!({ "dr": JSON_VERSION, "command": command, "error": {
+            "class": error.class(), "code": error.code(), "message": error.to_string(),
+            "causes": causes, "hint": error.hint(),
+        }});
+        print(&format!("{document:#}\n"));
+        return;
+    }
+    let mut text = format!("error: {error}\n");
+    for cause in causes {
+        text.push_str(&format!("  because: {cause}\n"));
+    }
+    if let Some(hint) = error.hint().filter(|hint| !hint.is_empty()) {
+        text.push_str(&format!("hint: {hint}\n"));
+    }
+    text.push_str(&format!("({}, see docs/errors/{}.md)\n", error.class(), error.code()));
+    let _ = std::io::stderr().lock().write_all(text.as_bytes());
+}
+
+/// The chain below an error. Wrappers that only pass a cause on are left out.
+fn causes(error: &CliError) -> Vec<String> {
+    let mut causes: Vec<String> = Vec::new();
+    let mut next = std::error::Error::source(error);
+    while let Some(cause) = next {
+        let words = cause.to_string();
+        let empty = words == "storage failed" || words == "a key is missing or wrong";
+        if !empty && causes.last() != Some(&words) {
+            causes.push(words);
+        }
+        next = cause.source();
+    }
+    causes
+}
+
+/// An error in one line, for `wal` commands whose words end in the server's log.
+pub(crate) fn one_line(error: &CliError) -> String {
+    let hint = error.hint().map(|hint| format!(" Hint: {hint}")).unwrap_or_default();
+    format!("dr: {} [{}]{hint}\n", chain(error), error.code())
+}

@@ -1,0 +1,54 @@
+//! Aligned columns and other small shapes for people.
+
+use dr_core::Timestamp;
+
+/// Rows in aligned columns; numbers (columns named in `right`) to the right.
+pub(crate) fn table(header: &[&str], right: &[usize], rows: &[Vec<String>]) -> String {
+    let width = |column: usize| {
+        let cells = rows.iter().filter_map(|row| row.get(column)).map(|cell| cell.chars().count());
+        cells.chain([header[column].chars().count()]).max().unwrap_or(0)
+    };
+    let widths: Vec<usize> = (0..header.len()).map(width).collect();
+    let line = |cells: Vec<&str>| {
+        let mut text = String::new();
+        for (column, cell) in cells.iter().enumerate() {
+            let pad = " ".repeat(widths[column].saturating_sub(cell.chars().count()));
+            if right.contains(&column) {
+                text.push_str(&pad);
+                text.push_str(cell);
+            } else {
+                text.push_str(cell);
+                text.push_str(&pad);
+            }
+            text.push_str("  ");
+        }
+        format!("{}\n", text.trim_end())
+    };
+    let mut out = line(header.to_vec());
+    for row in rows {
+        out.push_str(&line(row.iter().map(String::as_str).collect()));
+    }
+    out
+}
+
+/// An instant in UTC to the second, and in the zone of this host when that is another.
+pub(crate) fn when(at: Timestamp) -> String {
+    at.strftime("%Y-%m-%d %H:%M:%S UTC").to_string()
+}
+
+/// An instant with all its digits, in UTC and in the zone of this host.
+pub(crate) fn instant(at: Timestamp) -> String {
+    let zone = jiff::tz::TimeZone::system();
+    let local = at.to_zoned(zone.clone());
+    if local.offset() == jiff::tz::Offset::UTC {
+        format!("{at}")
+    } else {
+        format!("{at} = {}", local.strftime("%Y-%m-%d %H:%M:%S%.f %:z"))
+    }
+}
+
+/// Name and value, aligned.
+pub(crate) fn facts(rows: &[(&str, String)]) -> String {
+    let width = rows.iter().map(|(name, _)| name.len()).max().unwrap_or(0);
+    rows.iter().map(|(name, value)| format!("  {name:<width$}  {value}\n")).collect()
+}
