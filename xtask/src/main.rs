@@ -1,1 +1,43 @@
-fn main() {}
+//! The workspace's own tasks: `cargo xtask <task>`.
+//!
+//! Everything that a person or CI runs goes through here, so that both run the same thing. Each
+//! child process has a deadline, no standard input, and a log file in place of our standard
+//! output: a forgotten server can then never keep CI waiting on an open pipe.
+
+mod child;
+mod environment;
+mod janitor;
+mod source;
+mod steps;
+mod test;
+mod tidy;
+
+use std::process::ExitCode;
+
+const USAGE: &str = "\
+usage: cargo xtask <task>
+
+  test [--quick] [--no-s3]   run the checks and tests, installing what they need
+  tidy                       check the rules that compilers do not check
+";
+
+fn main() -> ExitCode {
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    let rest = args.get(1..).unwrap_or_default();
+    let outcome = match args.first().map(String::as_str) {
+        Some("test") => test::main(rest),
+        Some("tidy") => tidy::main(),
+        Some("help" | "--help" | "-h") => {
+            print!("{USAGE}");
+            Ok(())
+        }
+        _ => Err(format!("which task?\n\n{USAGE}")),
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(message) => {
+            eprintln!("xtask: {message}");
+            ExitCode::FAILURE
+        }
+    }
+}

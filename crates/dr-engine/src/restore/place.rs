@@ -195,6 +195,7 @@ fn put_control(plan: &RestorePlan) -> Result<(), EngineError> {
     let temporary = root.join("global/pg_control.dr");
     write_synced(&temporary, &plan.manifest.body.pg_control, 0o600)?;
     // The place is free: a new directory, or `begin` removed it.
+    // tidy: allow(rename): synced before and after
     rustix::fs::rename(&temporary, &control)
         .map_err(|errno| EngineError::file("rename", &temporary)(io::Error::from(errno)))?;
     sync_dir(&dir)

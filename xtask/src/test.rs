@@ -1,0 +1,144 @@
+//! `cargo xtask test`: everything that CI runs, in the order in which it is cheapest to fail.
+
+use std::process::Command;
+use std::time::Duration;
+
+use crate::environment::{self, cargo};
+use crate::janitor::Scratch;
+use crate::steps::{State, Steps};
+
+/// What all steps together may take. CI gives up after 90 minutes and then says nothing.
+const BUDGET: Duration = Duration::from_secs(35 * 60);
+/// The same for `--quick`.
+const QUICK_BUDGET: Duration = Duration::from_secs(15 * 60);
+
+struct Options {
+    quick: bool,
+    s3: bool,
+}
+
+fn options(args: &[String]) -> Result<Options, String> {
+    let mut options = Options { quick: false, s3: true };
+    for arg in args {
+        match arg.as_str() {
+            "--quick" => options.quick = true,
+            "--no-s3" => options.s3 = false,
+            other => return Err(format!("test does not know {other}")),
+        }
+    }
+    Ok(options)
+}
+
+/// Runs the checks and tests.
+pub fn main(args: &[String]) -> Result<(), String> {
+    let options = options(args)?;
+    let scratch = Scratch::new("drt")?;
+    let budget = if options.quick { QUICK_BUDGET } else { BUDGET };
+    let mut steps = Steps::new(budget, environment::logs(), scratch.mark().clone())?;
+    set_environment(&mut steps, &scratch)?;
+    prepare(&mut steps, &options);
+    check(&mut steps, &options);
+    test(&mut steps, &options);
+    steps.finish()
+}
+
+fn set_environment(steps: &mut Steps, scratch: &Scratch) -> Result<(), String> {
+    let place = scratch.path().to_str().ok_or("the scratch directory's name is not text")?;
+    steps.set("DR_TEST_TMP", place);
+    steps.set("TMPDIR", place);
+    if std::env::var_os("CI").is_some() {
+        // A cold build is used once: what makes the next one faster only costs here.
+        steps.set("CARGO_INCREMENTAL", "0");
+        steps.set("CARGO_PROFILE_DEV_DEBUG", "0");
+    }
+    Ok(())
+}
+
+fn prepare(steps: &mut Steps, options: &Options) {
+    let mut found = None;
+    steps.call("postgresql", || {
+        let bin = environment::ensure_postgres()?;
+        println!("server programs: {}", bin.display());
+        found = Some(bin);
+        Ok(())
+    });
+    if let Some(bin) = found {
+        steps.set("DR_PG_BIN", bin.to_string_lossy());
+    }
+    if options.quick {
+        return;
+    }
+    let mut python = None;
+    steps.call("python", || {
+        python = Some(environment::ensure_python()?);
+        Ok(())
+    });
+    if let Some(python) = python {
+        steps.set("DR_TEST_PYTHON", python.to_string_lossy());
+    }
+}
+
+fn check(steps: &mut Steps, options: &Options) {
+    let minutes = |count: u64| Duration::from_secs(count * 60);
+    steps.run("fmt", minutes(2), cargo(&["fmt", "--all", "--check"]));
+    steps.call("tidy", crate::tidy::main);
+    if options.quick {
+        return;
+    }
+    let clippy = ["clippy", "--workspace", "--all-targets", "--quiet", "--", "-D", "warnings"];
+    steps.run("clippy", minutes(15), cargo(&clippy));
+    let mut doc = cargo(&["doc", "--workspace", "--no-deps", "--document-private-items", "--quiet"]);
+    doc.env("RUSTDOCFLAGS", "-D warnings");
+    steps.run("rustdoc", minutes(8), doc);
+    if environment::find_program("cargo-deny").is_some() {
+        steps.run("deny", minutes(2), cargo(&["deny", "--offline", "check", "licenses", "bans", "sources"]));
+    } else {
+        steps.skip("deny", "cargo-deny is not installed");
+    }
+}
+
+fn test(steps: &mut Steps, options: &Options) {
+    let minutes = |count: u64| Duration::from_secs(count * 60);
+    let nextest = environment::find_program("cargo-nextest").is_some();
+    if !nextest {
+        println!("cargo-nextest is not installed; using `cargo test` (no time limit per test)");
+    }
+    let runner: &[&str] = if nextest { &["nextest", "run"] } else { &["test"] };
+    let targets: &[&str] = if nextest { &[] } else { &["--lib", "--bins", "--tests"] };
+    let base = [runner, &["--workspace"], targets].concat();
+    if steps.run("build tests", minutes(20), cargo(&[&base[..], &["--no-run", "--quiet"]].concat()))
+        != State::Passed
+    {
+        steps.not_run("tests", "they did not build");
+        return;
+    }
+    let profile: &[&str] = match (nextest, options.quick) {
+        (true, true) => &["--profile", "quick"],
+        (true, false) => &["--profile", "ci"],
+        (false, true) => &["--", "--skip", "slow_"],
+        (false, false) => &[],
+    };
+    let time = if options.quick { minutes(5) } else { minutes(15) };
+    steps.run("tests", time, cargo(&[&base[..], profile].concat()));
+    if options.quick {
+        return;
+    }
+    steps.run("doc tests", minutes(8), cargo(&["test", "--workspace", "--doc", "--quiet"]));
+    run_examples(steps);
+}
+
+/// Runs each program of the `examples` package that has a binary of its own.
+fn run_examples(steps: &mut Steps) {
+    let mut names: Vec<String> = std::fs::read_dir(environment::root().join("examples/src/bin"))
+        .into_iter()
+        .flatten()
+        .flatten()
+        .filter_map(|entry| entry.file_name().to_str()?.strip_suffix(".rs").map(str::to_owned))
+        .collect();
+    names.sort();
+    for name in names {
+        let mut command: Command = cargo(&["run", "--quiet", "--package", "examples", "--bin", &name]);
+        command.env("RUST_BACKTRACE", "1");
+        steps.run(&format!("example {name}"), Duration::from_secs(240), command);
+    }
+}
