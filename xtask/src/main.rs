@@ -5,6 +5,7 @@
 //! output: a forgotten server can then never keep CI waiting on an open pipe.
 
 mod child;
+mod demo;
 mod environment;
 mod janitor;
 mod source;
@@ -19,6 +20,7 @@ usage: cargo xtask <task>
 
   test [--quick] [--no-s3]   run the checks and tests, installing what they need
   tidy                       check the rules that compilers do not check
+  demo [--debug]             a disposable cluster, a mistake, and the way back
 ";
 
 fn main() -> ExitCode {
@@ -26,6 +28,7 @@ fn main() -> ExitCode {
     let rest = args.get(1..).unwrap_or_default();
     let outcome = match args.first().map(String::as_str) {
         Some("test") => test::main(rest),
+        Some("demo") => demo::main(rest),
         Some("tidy") => tidy::main(),
         Some("help" | "--help" | "-h") => {
             print!("{USAGE}");

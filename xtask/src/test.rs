@@ -106,9 +106,7 @@ fn test(steps: &mut Steps, options: &Options) {
     let runner: &[&str] = if nextest { &["nextest", "run"] } else { &["test"] };
     let targets: &[&str] = if nextest { &[] } else { &["--lib", "--bins", "--tests"] };
     let base = [runner, &["--workspace"], targets].concat();
-    if steps.run("build tests", minutes(20), cargo(&[&base[..], &["--no-run", "--quiet"]].concat()))
-        != State::Passed
-    {
+    if steps.run("build tests", minutes(20), cargo(&[&base[..], &["--no-run"]].concat())) != State::Passed {
         steps.not_run("tests", "they did not build");
         return;
     }

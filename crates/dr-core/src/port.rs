@@ -25,8 +25,8 @@ pub use host::{HostFacts, HostFile, HostNeeds};
 pub use keys::{KeyError, KeyProvider};
 pub use pages::{BadPage, PageChecker};
 pub use source::{
-    BackupSession, BackupStart, BackupStop, ClusterDescription, DatabaseSource, FileKind, FileReader,
-    FileStat, RelationEntry, SourceError, SourceFile, TablespaceFacts,
+    BackupSession, BackupStart, BackupStop, ClusterDescription, DatabaseSource, FileKind, FileOpener,
+    FileReader, FileStat, RelationEntry, SourceError, SourceFile, TablespaceFacts,
 };
 pub use storage::{Capabilities, Key, ObjectInfo, Payload, StorageError, StorageTarget};
 pub use wal::{SegmentFacts, SegmentInspector, WalFault, WalFormat};

@@ -13,8 +13,8 @@ use std::time::Duration;
 use async_trait::async_trait;
 use dr_core::guard::Guard;
 use dr_core::port::{
-    BackupSession, BackupStart, BackupStop, ClusterDescription, ControlFacts, DatabaseSource, FileReader,
-    FileStat, Finding, HostFile, HostNeeds, PageChecker, RelationEntry, SourceError, SourceFile,
+    BackupSession, BackupStart, BackupStop, ClusterDescription, ControlFacts, DatabaseSource, FileOpener,
+    FileReader, FileStat, Finding, HostFile, HostNeeds, PageChecker, RelationEntry, SourceError, SourceFile,
     TablespaceFacts,
 };
 use dr_core::{Lsn, Timeline, Timestamp};
@@ -244,7 +244,7 @@ impl BackupSession for LocalSession {
         open_file(&self.data, path)
     }
 
-    fn opener(&self) -> Arc<dyn Fn(&str) -> Result<Option<Box<dyn FileReader>>, SourceError> + Send + Sync> {
+    fn opener(&self) -> FileOpener {
         let data = self.data.clone();
         Arc::new(move |path| open_file(&data, path))
     }

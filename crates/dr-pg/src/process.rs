@@ -26,6 +26,7 @@ pub fn find_bin_dir(major: Option<u32>) -> Option<PathBuf> {
             }
         }
     }
+    // tidy: allow(environment): where programs are is not a setting of ours
     for dir in std::env::split_paths(&std::env::var_os("PATH").unwrap_or_default()) {
         consider(dir);
     }

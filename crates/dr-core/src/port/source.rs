@@ -150,6 +150,9 @@ pub trait FileReader: Send {
     fn stat(&self) -> io::Result<FileStat>;
 }
 
+/// Opens a listed file from any thread; `None` when it has vanished.
+pub type FileOpener = Arc<dyn Fn(&str) -> Result<Option<Box<dyn FileReader>>, SourceError> + Send + Sync>;
+
 /// A cluster that can be backed up.
 #[async_trait]
 pub trait DatabaseSource: Send + Sync + fmt::Debug {
@@ -191,7 +194,7 @@ pub trait BackupSession: Send {
     fn open(&self, path: &str) -> Result<Option<Box<dyn FileReader>>, SourceError>;
 
     /// A handle that opens files, for worker threads.
-    fn opener(&self) -> Arc<dyn Fn(&str) -> Result<Option<Box<dyn FileReader>>, SourceError> + Send + Sync>;
+    fn opener(&self) -> FileOpener;
 
     /// Bytes of all files together, roughly, when that is cheap to know.
     async fn size_estimate(&mut self) -> Result<Option<u64>, SourceError>;
