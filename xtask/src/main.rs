@@ -7,6 +7,8 @@
 mod child;
 mod demo;
 mod environment;
+mod generate;
+mod guards;
 mod janitor;
 mod source;
 mod steps;
@@ -20,6 +22,8 @@ usage: cargo xtask <task>
 
   test [--quick] [--no-s3]   run the checks and tests, installing what they need
   tidy                       check the rules that compilers do not check
+  guards [--only NAME]       switch off each safety guard and demand a red test
+  gen                        write the documents that are made from code
   demo [--debug]             a disposable cluster, a mistake, and the way back
 ";
 
@@ -29,6 +33,8 @@ fn main() -> ExitCode {
     let outcome = match args.first().map(String::as_str) {
         Some("test") => test::main(rest),
         Some("demo") => demo::main(rest),
+        Some("guards") => guards::main(rest),
+        Some("gen") => generate::main(),
         Some("tidy") => tidy::main(),
         Some("help" | "--help" | "-h") => {
             print!("{USAGE}");

@@ -92,6 +92,9 @@ pub fn main() -> Result<(), String> {
     faults.extend(bans::check(&files));
     faults.extend(words::check(&files));
     faults.extend(direction::check(&direction::packages()?));
+    if crate::guards::page()? != read(crate::guards::PAGE) {
+        faults.push(Fault::new(crate::guards::PAGE, 0, "is stale: run `cargo xtask gen`"));
+    }
     faults.sort_by(|a, b| (&a.path, a.line).cmp(&(&b.path, b.line)));
     for fault in &faults {
         println!("{fault}");
