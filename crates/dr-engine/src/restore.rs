@@ -29,7 +29,7 @@ use serde::Serialize;
 
 pub use follow::Reached;
 pub use place::MARKER;
-pub use plan::plan;
+pub use plan::{check_space, plan, stops};
 
 use crate::context::{Context, JobLog};
 use crate::error::EngineError;

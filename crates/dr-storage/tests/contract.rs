@@ -4,6 +4,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+#[cfg(feature = "s3")]
 use dr_core::port::StorageTarget;
 use dr_storage::conformance::check;
 use dr_storage::target::{DirectoryOptions, DirectoryTarget, MemoryTarget, RetryPolicy, Retrying};

@@ -1,1 +1,7 @@
-//! dr-testkit
+//! Fakes, faults and disposable servers for the tests of the workspace. Never published.
+#![allow(clippy::unwrap_used)]
+
+pub mod faults;
+pub mod instance;
+pub mod pg;
+pub mod sim;

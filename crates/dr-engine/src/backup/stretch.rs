@@ -204,6 +204,7 @@ impl Worker {
         if let (Some(before), Some(parent)) = (before, parent)
             && before.digest == digest
             && parent.map.extent_len(index) == got
+            && !(parent.rebase && has_patches(parent.map, first_page, self.extent_prints.len()))
         {
             build.take_over(parent.map, index, first_page, self.extent_prints.len());
             return Ok(());
@@ -416,6 +417,10 @@ impl MapBuild {
         }
         Some(all)
     }
+}
+
+fn has_patches(parent: &StretchMap, first_page: u16, pages: usize) -> bool {
+    patches_of(parent, first_page, pages).next().is_some()
 }
 
 /// The parent's patches of the pages of one extent; they are sorted by page.

@@ -23,6 +23,9 @@ const REBASE_SOFT_PERCENT: u64 = 35;
 /// … and always from here on, so that no restore reads more than 1.5 times a fresh backup.
 const REBASE_HARD_PERCENT: u64 = 45;
 
+/// A stretch whose patches come to more than this is stored again without them at once.
+const REBASE_LIMIT_PERCENT: u64 = 49;
+
 /// Opens files of the cluster from worker threads.
 pub(super) type Opener = Arc<dyn Fn(&str) -> Result<Option<Box<dyn FileReader>>, SourceError> + Send + Sync>;
 
@@ -131,8 +134,18 @@ fn copy_unit(
     };
     let output = match reader {
         Some(reader) => {
-            let input = StretchInput { reader, path, offset, len, first_block, parent };
-            worker.copy_stretch(&input)?
+            let mut input = StretchInput { reader, path, offset, len, first_block, parent };
+            let mut output = worker.copy_stretch(&input)?;
+            if let Some(parent) = &mut input.parent
+                && !parent.rebase
+                && patch_percent(&output.map) > REBASE_LIMIT_PERCENT
+            {
+                // So many pages changed at once that the patches would make restores dear: what
+                // was just stored as patches is given up.
+                parent.rebase = true;
+                output = worker.copy_stretch(&input)?;
+            }
+            output
         }
         // It vanished: an empty stretch; the collector drops the file.
         None => return send(news, News::Vanished { number: unit.number }),
@@ -175,17 +188,25 @@ fn load_prints(
 
 /// Whether old patches have outgrown their use in this stretch.
 fn wants_rebase(shared: &Shared, map: &StretchMap) -> bool {
-    let is_base = |index: usize| map.extents.iter().any(|e| e.base == Some(index as u32));
-    let (mut base, mut patches) = (0u64, 0u64);
-    for (index, frame) in map.frames.iter().enumerate() {
-        if is_base(index) { base += u64::from(frame.stored) } else { patches += u64::from(frame.stored) }
-    }
-    if patches * 100 >= base * REBASE_HARD_PERCENT {
-        return patches > 0;
+    let percent = patch_percent(map);
+    if percent >= REBASE_HARD_PERCENT {
+        return true;
     }
     let order = std::sync::atomic::Ordering::Relaxed;
-    patches * 100 >= base * REBASE_SOFT_PERCENT
-        && shared.rebase_allowance.fetch_sub(i64::from(map.raw_len), order) > 0
+    percent >= REBASE_SOFT_PERCENT && shared.rebase_allowance.fetch_sub(i64::from(map.raw_len), order) > 0
+}
+
+/// Stored bytes of the patch frames as a share of those of the base frames.
+fn patch_percent(map: &StretchMap) -> u64 {
+    let mut is_base = vec![false; map.frames.len()];
+    for base in map.extents.iter().filter_map(|extent| extent.base) {
+        is_base[base as usize] = true;
+    }
+    let (mut base, mut patches) = (1u64, 0u64);
+    for (frame, is_base) in map.frames.iter().zip(is_base) {
+        if is_base { base += u64::from(frame.stored) } else { patches += u64::from(frame.stored) }
+    }
+    patches * 100 / base
 }
 
 /// Reads small files one after the other and stores the changed ones side by side.

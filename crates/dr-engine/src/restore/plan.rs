@@ -56,14 +56,10 @@ pub async fn plan(
             "Check the relations that `dr show` names.",
         ));
     }
-    findings.extend(check_space(options, &manifest, &tablespaces)?);
+    findings.extend(check_space(manifest.head.bytes, options, &tablespaces)?);
     findings.extend(check_host(instance, options, &manifest));
-    let stop = |f: &Finding| {
-        let guard = if f.check == "disk-space" { Guard::DiskSpace } else { Guard::HostCompatible };
-        f.verdict == Verdict::Bad && guard.holds()
-    };
-    if findings.iter().any(stop) {
-        let findings = findings.into_iter().filter(stop).collect();
+    if findings.iter().any(stops) {
+        let findings = findings.into_iter().filter(stops).collect();
         return Err(EngineError::Preflight { findings });
     }
     Ok(RestorePlan {
@@ -76,6 +72,12 @@ pub async fn plan(
         manifest,
         history,
     })
+}
+
+/// Whether a finding stops a restore before a byte moves.
+pub fn stops(finding: &Finding) -> bool {
+    let guard = if finding.check == "disk-space" { Guard::DiskSpace } else { Guard::HostCompatible };
+    finding.verdict == Verdict::Bad && guard.holds()
 }
 
 fn candidate(head: &ManifestHead) -> Candidate {
@@ -201,12 +203,13 @@ async fn check_target(
     Ok(())
 }
 
-fn check_space(
+/// Whether so many bytes fit where they are to go.
+pub fn check_space(
+    bytes: u64,
     options: &RestoreOptions,
-    manifest: &Manifest,
     tablespaces: &[(u32, PathBuf)],
 ) -> Result<Vec<Finding>, EngineError> {
-    let needed = manifest.head.bytes + HEADROOM;
+    let needed = bytes.saturating_add(HEADROOM);
     let mut free: BTreeMap<u64, u64> = BTreeMap::new();
     for place in std::iter::once(&options.to).chain(tablespaces.iter().map(|(_, path)| path)) {
         let existing = nearest_existing(place);

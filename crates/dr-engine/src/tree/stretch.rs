@@ -16,8 +16,9 @@ use super::job::Job;
 use super::output::{OutFile, inline_content};
 use crate::error::EngineError;
 
-/// Frames this close to each other in a pack are fetched together.
-const MAX_GAP: u64 = 256 << 10;
+/// Frames this close to each other in a pack are fetched together. Less than a usual frame: what
+/// lies between is dead, and reading it would make old backups dear.
+const MAX_GAP: u64 = 48 << 10;
 
 /// The buffers of one worker, reused for every job.
 pub(super) struct TreeWorker {
@@ -227,14 +228,17 @@ impl TreeWorker {
             let start = u64::from(first.offset);
             let mut end = start + u64::from(first.stored);
             let joined = rest.iter().take_while(|(_, f)| {
+                // Sorted by pack and offset: within the pack, offsets only rise.
+                if (f.session, f.seq) != (first.session, first.seq) {
+                    return false;
+                }
                 let (from, to) = (u64::from(f.offset), u64::from(f.offset) + u64::from(f.stored));
                 let near =
                     from <= end + MAX_GAP && to - start <= shared.fetch_limit.max(u64::from(first.stored));
-                let same = (f.session, f.seq) == (first.session, first.seq) && near;
-                if same {
+                if near {
                     end = end.max(to);
                 }
-                same
+                near
             });
             let joined = joined.count().max(1);
             let sealed = fetch(shared, first.session, first.seq, start..end, &doing)?;

@@ -1,5 +1,6 @@
 //! Archived WAL: one object a file, with a key of its own.
 
+use dr_core::guard::Guard;
 use dr_core::{Lsn, SystemId, Timeline};
 
 use super::Decode;
@@ -11,7 +12,11 @@ const MAGIC: &[u8; 8] = b"DRWAL\x01\n\0";
 const END: &[u8; 8] = b"DRWLEND\n";
 
 /// Bytes of the header, before the index of frames.
-pub(crate) const WAL_HEADER_LEN: usize = 200;
+pub(crate) const WAL_HEADER_LEN: usize = FIELDS_LEN + CHECK_LEN;
+/// Bytes of the header's fields.
+const FIELDS_LEN: usize = 200;
+/// Bytes of the keyed digest of the fields that follows them.
+const CHECK_LEN: usize = 16;
 /// Bytes after the last frame.
 pub(crate) const WAL_TRAILER_LEN: usize = END.len();
 /// The part of the header that every frame is bound to.
@@ -51,15 +56,17 @@ pub struct WalHeader {
 }
 
 impl WalHeader {
-    /// The bytes of the header.
-    pub fn encode(&self) -> Vec<u8> {
+    /// The bytes of the header: the fields, then the first 16 bytes of their keyed BLAKE3.
+    pub fn encode(&self, digest_key: &[u8; 32]) -> Vec<u8> {
         let mut out = self.bound().to_vec();
         out.extend_from_slice(&self.frames.to_le_bytes());
         out.extend_from_slice(&0u32.to_le_bytes());
         out.extend_from_slice(&self.filled_to.0.to_le_bytes());
         out.extend_from_slice(&self.digest);
         out.extend_from_slice(&self.sealed_dek);
-        debug_assert_eq!(out.len(), WAL_HEADER_LEN);
+        debug_assert_eq!(out.len(), FIELDS_LEN);
+        let check = blake3::keyed_hash(digest_key, &out);
+        out.extend_from_slice(&check.as_bytes()[..CHECK_LEN]);
         out
     }
 
@@ -79,8 +86,8 @@ impl WalHeader {
         out
     }
 
-    /// Reads a header.
-    pub fn decode(bytes: &[u8]) -> Result<Self, RepoError> {
+    /// Reads a header and checks its digest.
+    pub fn decode(bytes: &[u8], digest_key: &[u8; 32]) -> Result<Self, RepoError> {
         let mut input = Decode::new(bytes, "an archived WAL file");
         if &input.array::<8>()? != MAGIC {
             return Err(input.bad("it does not begin as archived WAL does"));
@@ -102,6 +109,12 @@ impl WalHeader {
         if raw > MAX_RAW || frame == 0 || raw.div_ceil(u64::from(frame)) != u64::from(frames) {
             return Err(input.bad("its sizes do not fit each other"));
         }
+        let (digest, sealed_dek) = (input.array()?, input.array()?);
+        let check: [u8; CHECK_LEN] = input.array()?;
+        let own = blake3::keyed_hash(digest_key, &bytes[..FIELDS_LEN]);
+        if own.as_bytes()[..CHECK_LEN] != check && Guard::MetadataDigest.holds() {
+            return Err(RepoError::damaged("an archived WAL file", "the digest of its header is wrong"));
+        }
         Ok(WalHeader {
             kind,
             suite,
@@ -114,8 +127,8 @@ impl WalHeader {
             frame,
             frames,
             filled_to,
-            digest: input.array()?,
-            sealed_dek: input.array()?,
+            digest,
+            sealed_dek,
         })
     }
 }

@@ -90,7 +90,7 @@ impl WalStore {
         let name = key(&object.name)?;
         let range = Some(0..WAL_HEADER_LEN as u64);
         let bytes = self.store.repo.target().get(&name, range).await.map_err(RepoError::from_storage)?;
-        let header = WalHeader::decode(&bytes)?;
+        let header = WalHeader::decode(&bytes, &self.store.repo.digest_key("archiving WAL")?)?;
         if header.digest == object.digest || !Guard::WalFence.holds() {
             return Ok(Stored::Already);
         }
@@ -148,11 +148,12 @@ impl WalStore {
         out: &mut (dyn Write + Send),
     ) -> Result<Fetched, RepoError> {
         let damaged = |reason: &str| RepoError::damaged(format!("archived WAL {file_name}"), reason);
-        let header = WalHeader::decode(bytes.get(..WAL_HEADER_LEN).ok_or_else(|| damaged("it is cut"))?)?;
+        let digest_key = self.store.repo.digest_key("fetching WAL")?;
+        let head = bytes.get(..WAL_HEADER_LEN).ok_or_else(|| damaged("it is cut"))?;
+        let header = WalHeader::decode(head, &digest_key)?;
         self.check_owner(name, file_name, &header)?;
         let frames = WalIndex::frames(&header, bytes)?;
         let aead = self.aead(file_name, &header)?;
-        let digest_key = self.store.repo.digest_key("fetching WAL")?;
         let mut hasher = blake3::Hasher::new_keyed(&digest_key);
         let mut zstd = zstd::bulk::Decompressor::new().map_err(|source| RepoError::Output { source })?;
         let mut sealed = Vec::new();
@@ -316,6 +317,7 @@ pub struct WalEncoder {
     name: WalName,
     header: WalHeader,
     aead: Option<Aead>,
+    digest_key: [u8; 32],
     hasher: blake3::Hasher,
     zstd: zstd::bulk::Compressor<'static>,
     frame: Vec<u8>,
@@ -367,6 +369,7 @@ impl WalEncoder {
             name: name.clone(),
             header,
             aead,
+            digest_key,
             hasher: blake3::Hasher::new_keyed(&digest_key),
             zstd,
             frame: Vec::new(),
@@ -411,7 +414,7 @@ impl WalEncoder {
         }
         self.header.filled_to = filled_to;
         self.header.digest = *self.hasher.finalize().as_bytes();
-        let mut head = self.header.encode();
+        let mut head = self.header.encode(&self.digest_key);
         head.extend_from_slice(&WalIndex::encode(&self.lens));
         let end = WalIndex::end();
         debug_assert_eq!(end.len(), WAL_TRAILER_LEN);

@@ -1,0 +1,222 @@
+//! Whatever storage does, nothing acknowledged is lost and nothing half-made is listed.
+#![allow(clippy::unwrap_used, missing_docs)]
+
+mod common;
+
+use std::sync::Arc;
+
+use common::*;
+use dr_core::port::{Key, StorageTarget};
+use dr_core::{Classified, ErrorClass};
+use dr_storage::target::MemoryTarget;
+use dr_testkit::faults::{Fault, FaultyTarget};
+use dr_testkit::sim::{PAGE, Random, SimCluster, context};
+
+fn small_cluster() -> (SimCluster, Random) {
+    let mut random = Random::new(42);
+    let cluster = SimCluster::new(9);
+    cluster.put("PG_VERSION", b"15\n".to_vec());
+    cluster.put_relation("base/5/100", 40, &mut random);
+    cluster.put("base/5/3", random.bytes(2 * PAGE));
+    (cluster, random)
+}
+
+/// Every listed backup can be read back, every byte.
+async fn assert_closed(bench: &Bench, cluster: &SimCluster) -> usize {
+    let context = bench.context(cluster).await;
+    let heads = context.store.heads().await.unwrap();
+    for head in &heads {
+        let manifest = context.store.manifest(head.id).await.unwrap();
+        dr_engine::read_back(&context, &manifest, 1).await.unwrap_or_else(|e| panic!("{}: {e:?}", head.id));
+    }
+    heads.len()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_fault_at_any_storage_call_of_a_backup_leaves_only_whole_backups() {
+    let (cluster, mut random) = small_cluster();
+    let bench = Bench::new().await;
+    let first = bench.context(&cluster).await;
+    back_up(&first, &cluster, &options()).await.unwrap();
+    cluster.touch_page("base/5/100", 7, &mut random);
+    cluster.archive(&first.store).await;
+    let counting = Arc::new(FaultyTarget::counting(bench.copy().target.clone()));
+    let repo = bench.repo_over(counting.clone()).await.unwrap();
+    let counted = context(&repo, &cluster, bench.clock.clone());
+    let plan = dr_engine::backup::plan(&counted, &cluster, &options()).await.unwrap();
+    dr_engine::backup::apply(&counted, &cluster, &plan).await.unwrap();
+    let calls = counting.calls();
+    assert!(calls > 20, "{calls}");
+    let mut acknowledged = 0;
+    for at in 0..calls {
+        for fault in Fault::ALL {
+            let own = bench.copy();
+            let faulty = Arc::new(FaultyTarget::new(own.target.clone(), at, 1, fault));
+            let Ok(repo) = own.repo_over(faulty).await else { continue };
+            let context = context(&repo, &cluster, bench.clock.clone());
+            let done = match dr_engine::backup::plan(&context, &cluster, &options()).await {
+                Ok(plan) => dr_engine::backup::apply(&context, &cluster, &plan).await,
+                Err(error) => Err(error),
+            };
+            let listed = assert_closed(&own, &cluster).await;
+            if done.is_ok() {
+                acknowledged += 1;
+                assert_eq!(listed, 2, "call {at}, {fault:?}: acknowledged and not listed");
+            }
+            let again = back_up(&own.context(&cluster).await, &cluster, &options()).await;
+            assert!(again.is_ok(), "call {at}, {fault:?}: the next backup fails: {again:?}");
+        }
+    }
+    assert!(acknowledged > 0);
+}
+
+/// Keys of one object of each kind, with its kind's name.
+fn kinds(target: &MemoryTarget) -> Vec<(String, Key)> {
+    let mut found = std::collections::BTreeMap::new();
+    for key in target.snapshot().keys() {
+        let parts: Vec<&str> = key.as_str().split('/').collect();
+        let kind = match parts[..] {
+            ["cluster", _, "session", _, last] => format!("session {}", last.split('-').next().unwrap()),
+            ["cluster", _, kind, ..] => kind.to_owned(),
+            [kind, ..] => kind.to_owned(),
+            [] => continue,
+        };
+        // What only tells, and what only saves space, is not needed by a restore.
+        let catalogue = kind == "meta" && !key.as_str().contains("/000000-");
+        if !catalogue && !["job", "session begin", "page"].contains(&kind.as_str()) {
+            found.insert(kind, key.clone());
+        }
+    }
+    found.into_iter().collect()
+}
+
+async fn restores(bench: &Bench, cluster: &SimCluster) -> Result<(), ErrorClass> {
+    let repo = bench.repo().await;
+    let context = context(&repo, cluster, bench.clock.clone());
+    let dir = tempfile::tempdir().unwrap();
+    let to = dir.path().join("r");
+    restore_to(&context, &restore_options(&to)).await.map_err(|error| error.class())?;
+    assert_same(&tree(&to), &cluster.content());
+    // The WAL of the range is what the server would fetch next.
+    let wal = context.store.wal(dr_core::SegmentSize::DEFAULT);
+    for stored in wal.segments(dr_core::Timeline(1)).await.map_err(|e| e.class())? {
+        let name = dr_core::WalName::Segment(stored.segment);
+        wal.fetch(&name, &mut std::io::sink()).await.map_err(|e| e.class())?;
+    }
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn damage_to_any_kind_of_object_is_detected_and_never_restored_silently() {
+    let (cluster, mut random) = small_cluster();
+    let bench = Bench::new().await;
+    let context = bench.context(&cluster).await;
+    back_up(&context, &cluster, &options()).await.unwrap();
+    cluster.touch_page("base/5/100", 3, &mut random);
+    back_up(&context, &cluster, &options()).await.unwrap();
+    restores(&bench, &cluster).await.unwrap();
+    let kinds = kinds(&bench.target);
+    let names: Vec<&str> = kinds.iter().map(|(kind, _)| kind.as_str()).collect();
+    for needed in ["manifest", "meta", "pack", "wal", "session packs", "session dek", "key", "repo.json"] {
+        assert!(names.contains(&needed), "{needed} is not among {names:?}");
+    }
+    for (kind, key) in &kinds {
+        let len = bench.target.head(key).await.unwrap().size as usize;
+        let positions: Vec<usize> = (0..len).step_by((len / 40).max(1)).collect();
+        for at in positions {
+            let own = bench.copy();
+            own.target.tamper(key, |bytes| bytes[at] ^= 0x10);
+            let outcome = try_restore(&own, &cluster).await;
+            // A restore needs neither the header nor the end of a pack; `dr verify` sees them.
+            let unread = ["pack", "meta"].contains(&kind.as_str()) && (at < 64 || at >= len - 8);
+            let harmless = unread || ["identity.json", "repo.json"].contains(&kind.as_str());
+            assert!(outcome.is_err() || harmless, "{kind}: a flipped bit at {at} of {len} went unnoticed");
+        }
+        for cut in [0, len / 2, len - 1] {
+            let own = bench.copy();
+            own.target.tamper(key, |bytes| bytes.truncate(cut));
+            let outcome = try_restore(&own, &cluster).await;
+            let unread = ["pack", "meta"].contains(&kind.as_str()) && cut == len - 1;
+            assert!(
+                outcome.is_err() || unread || kind == "identity.json",
+                "{kind}: cut to {cut} of {len} went unnoticed"
+            );
+        }
+    }
+}
+
+/// Opens and restores; a repository that does not open is detected damage too.
+async fn try_restore(bench: &Bench, cluster: &SimCluster) -> Result<(), ErrorClass> {
+    match bench.repo_over(bench.target.clone()).await {
+        Ok(_) => restores(bench, cluster).await,
+        Err(error) => Err(error.class()),
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn objects_of_another_cluster_or_in_anothers_place_are_refused() {
+    let (cluster, mut random) = small_cluster();
+    let other = SimCluster::new(10);
+    other.put_relation("base/5/100", 40, &mut random);
+    let bench = Bench::new().await;
+    back_up(&bench.context(&cluster).await, &cluster, &options()).await.unwrap();
+    back_up(&bench.context(&other).await, &other, &options()).await.unwrap();
+    let objects = bench.target.snapshot();
+    let mut swapped = 0;
+    for (key, _) in objects.iter().filter(|(k, _)| k.as_str().starts_with("cluster/9/")) {
+        let kind = key.as_str().split('/').nth(2).unwrap();
+        let twin = objects.iter().find(|(k, _)| k.as_str().starts_with(&format!("cluster/10/{kind}/")));
+        let Some((_, bytes)) = twin.filter(|_| ["manifest", "meta", "pack", "wal"].contains(&kind)) else {
+            continue;
+        };
+        let own = bench.copy();
+        own.target.tamper(key, |content| *content = bytes.to_vec());
+        assert!(try_restore(&own, &cluster).await.is_err(), "{key} of another cluster was taken");
+        swapped += 1;
+    }
+    assert!(swapped >= 4, "{swapped}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_backup_whose_wal_is_not_archived_is_not_committed() {
+    let (cluster, _) = small_cluster();
+    let bench = Bench::new().await;
+    let context = bench.context(&cluster).await;
+    let plan = dr_engine::backup::plan(&context, &cluster, &options()).await.unwrap();
+    let error = dr_engine::backup::apply(&context, &cluster, &plan).await.unwrap_err();
+    assert_eq!(error.code(), "job-wal-not-archived");
+    assert!(context.store.heads().await.unwrap().is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_host_key_backs_up_and_lists_but_reads_no_content() {
+    let (cluster, mut random) = small_cluster();
+    let bench = Bench::new().await;
+    let host = bench.repo().await.host_key().unwrap();
+    let repo =
+        dr_storage::Repository::open(bench.target.clone(), dr_storage::Access::Host(host)).await.unwrap();
+    let writer = context(&repo, &cluster, bench.clock.clone());
+    back_up(&writer, &cluster, &options()).await.unwrap();
+    cluster.touch_page("base/5/100", 5, &mut random);
+    let second = back_up(&writer, &cluster, &options()).await.unwrap();
+    assert!(second.backup.stored_bytes < 40_000, "increments need no reading key");
+    let dir = tempfile::tempdir().unwrap();
+    let denied = restore_to(&writer, &restore_options(&dir.path().join("r"))).await.unwrap_err();
+    assert_eq!((denied.class(), denied.code()), (ErrorClass::Denied, "key-absent"));
+    let wal = writer.store.wal(dr_core::SegmentSize::DEFAULT);
+    let name = dr_core::WalName::Segment(dr_core::WalSegment { timeline: dr_core::Timeline(1), number: 1 });
+    assert_eq!(wal.fetch(&name, &mut std::io::sink()).await.unwrap_err().code(), "key-absent");
+    restores(&bench, &cluster).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cancelled_backup_leaves_nothing_listed() {
+    let (cluster, _) = small_cluster();
+    let bench = Bench::new().await;
+    let context = bench.context(&cluster).await;
+    let plan = dr_engine::backup::plan(&context, &cluster, &options()).await.unwrap();
+    context.cancel.cancel();
+    let error = dr_engine::backup::apply(&context, &cluster, &plan).await.unwrap_err();
+    assert_eq!(error.class(), ErrorClass::Cancelled);
+    assert!(context.store.heads().await.unwrap().is_empty());
+}

@@ -1,0 +1,260 @@
+//! Disposable PostgreSQL servers.
+
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
+
+/// The user that servers run as when the tests run as root, which PostgreSQL refuses.
+const SERVER_USER: &str = "postgres";
+
+/// No program of a test runs longer.
+const PROGRAM_LIMIT: Duration = Duration::from_secs(120);
+
+/// A directory that every user may enter, removed with everything in it.
+#[derive(Debug)]
+pub struct Scratch(tempfile::TempDir);
+
+impl Scratch {
+    /// A new directory, owned by the user that servers run as.
+    pub fn new() -> Self {
+        let base = std::env::var_os("DR_TEST_TMP").map_or_else(|| PathBuf::from("/tmp"), PathBuf::from);
+        let dir = tempfile::Builder::new().prefix("dr-test-").tempdir_in(base).unwrap();
+        std::fs::set_permissions(dir.path(), std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+        if let Some((uid, gid)) = server_ids() {
+            std::os::unix::fs::chown(dir.path(), Some(uid), Some(gid)).unwrap();
+        }
+        Scratch(dir)
+    }
+
+    /// Its path.
+    pub fn path(&self) -> &Path {
+        self.0.path()
+    }
+}
+
+impl Default for Scratch {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// User and group of the server's user, when this process is root.
+pub fn server_ids() -> Option<(u32, u32)> {
+    if !rustix::process::geteuid().is_root() {
+        return None;
+    }
+    let users = std::fs::read_to_string("/etc/passwd").unwrap();
+    users.lines().find_map(|line| {
+        let fields: Vec<&str> = line.split(':').collect();
+        (fields[0] == SERVER_USER).then(|| (fields[2].parse().unwrap(), fields[3].parse().unwrap()))
+    })
+}
+
+/// A command that runs as the server's user, reads nothing and is ended with its parent's patience.
+pub fn command(program: impl AsRef<Path>) -> Command {
+    let mut command = Command::new(program.as_ref());
+    command.stdin(Stdio::null()).env_remove("PGDATA").env("LC_ALL", "C");
+    if let Some((uid, gid)) = server_ids() {
+        command.uid(uid).gid(gid).env("HOME", "/tmp");
+    }
+    command.process_group(0);
+    command
+}
+
+/// Runs a command to its end, or kills its whole group after the limit.
+///
+/// Output goes through files: a server that a program leaves behind cannot hold a pipe.
+pub fn run(command: &mut Command) -> Output {
+    let out = tempfile::tempfile().unwrap();
+    let err = tempfile::tempfile().unwrap();
+    command.stdout(out.try_clone().unwrap()).stderr(err.try_clone().unwrap());
+    let mut child = command.spawn().unwrap_or_else(|error| panic!("{command:?}: {error}"));
+    let began = Instant::now();
+    let status = loop {
+        match child.try_wait().unwrap() {
+            Some(status) => break status,
+            None if began.elapsed() > PROGRAM_LIMIT => {
+                let group = rustix::process::Pid::from_child(&child);
+                let _ = rustix::process::kill_process_group(group, rustix::process::Signal::KILL);
+                panic!("{command:?} did not end within {PROGRAM_LIMIT:?}");
+            }
+            None => std::thread::sleep(Duration::from_millis(5)),
+        }
+    };
+    Output { status, stdout: read_back(out), stderr: read_back(err) }
+}
+
+fn read_back(mut file: std::fs::File) -> Vec<u8> {
+    use std::io::{Read, Seek};
+    let mut bytes = Vec::new();
+    file.rewind().unwrap();
+    file.read_to_end(&mut bytes).unwrap();
+    bytes
+}
+
+/// Runs a command that must succeed, and answers what it printed.
+pub fn ok(command: &mut Command) -> String {
+    let output = run(command);
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(
+        output.status.success(),
+        "{command:?} failed ({}):\n{text}{}",
+        output.status,
+        String::from_utf8_lossy(&output.stderr)
+    );
+    text
+}
+
+/// The directory of the server's programs; `DR_TEST_PG_BIN` chooses another version.
+pub fn bin_dir() -> PathBuf {
+    if let Some(dir) = std::env::var_os("DR_TEST_PG_BIN") {
+        return PathBuf::from(dir);
+    }
+    let mut dirs: Vec<PathBuf> = std::fs::read_dir("/usr/lib/postgresql")
+        .into_iter()
+        .flatten()
+        .flatten()
+        .map(|entry| entry.path().join("bin"))
+        .filter(|dir| dir.join("postgres").is_file())
+        .collect();
+    dirs.sort();
+    dirs.pop().expect("PostgreSQL's server programs are installed (cargo xtask test installs them)")
+}
+
+/// A server of its own, on a private socket.
+#[derive(Debug)]
+pub struct TestCluster {
+    /// The data directory.
+    pub data: PathBuf,
+    /// The directory of its socket.
+    pub socket_dir: PathBuf,
+    /// Its port, which names the socket.
+    pub port: u16,
+}
+
+static PORT: AtomicU32 = AtomicU32::new(0);
+
+impl TestCluster {
+    /// Makes a cluster with checksums below `base`. It is not started.
+    pub fn create(base: &Path, name: &str) -> Self {
+        let data = base.join(name);
+        let mut initdb = command(bin_dir().join("initdb"));
+        ok(initdb
+            .args(["-N", "-k", "-A", "trust", "-U", "postgres", "--locale=C", "-E", "UTF8", "-D"])
+            .arg(&data));
+        let port =
+            20_000 + (std::process::id() % 20_000) as u16 + PORT.fetch_add(1, Ordering::Relaxed) as u16;
+        let cluster = TestCluster { data, socket_dir: base.to_owned(), port };
+        cluster.configure(&[
+            "fsync = off",
+            "listen_addresses = ''",
+            &format!("unix_socket_directories = '{}'", base.display()),
+            &format!("port = {port}"),
+            "archive_mode = on",
+            "archive_command = 'false'",
+            "log_min_messages = warning",
+            "max_wal_size = 256MB",
+        ]);
+        cluster
+    }
+
+    /// Adds lines to postgresql.conf.
+    pub fn configure(&self, lines: &[&str]) {
+        use std::io::Write;
+        let path = self.data.join("postgresql.conf");
+        let mut file = std::fs::OpenOptions::new().append(true).open(path).unwrap();
+        lines.iter().for_each(|line| writeln!(file, "{line}").unwrap());
+    }
+
+    /// Starts the server and waits until it answers.
+    pub fn start(&self) {
+        let log = self.socket_dir.join(format!("{}.log", self.port));
+        let mut pg_ctl = command(bin_dir().join("pg_ctl"));
+        ok(pg_ctl.args(["start", "-w", "-t", "60", "-D"]).arg(&self.data).arg("-l").arg(log));
+    }
+
+    /// Stops the server; `mode` as pg_ctl has it.
+    pub fn stop(&self, mode: &str) {
+        let mut pg_ctl = command(bin_dir().join("pg_ctl"));
+        run(pg_ctl.args(["stop", "-w", "-t", "60", "-m", mode, "-D"]).arg(&self.data));
+    }
+
+    /// The connection string.
+    pub fn conninfo(&self) -> String {
+        conninfo(&self.socket_dir, self.port)
+    }
+
+    /// Runs SQL and answers its rows.
+    pub fn sql(&self, query: &str) -> String {
+        sql(&self.conninfo(), query)
+    }
+
+    /// Loads the tables of `tenants` tenants, a schema each, with `rows` orders each.
+    pub fn load_tenants(&self, tenants: u32, rows: u32) {
+        for tenant in 1..=tenants {
+            let schema = format!("tenant_{tenant}");
+            self.sql(&format!(
+                "CREATE SCHEMA {schema}; SET search_path = {schema};
+                 CREATE TABLE customers (id int PRIMARY KEY, name text, email text);
+                 CREATE TABLE inventory (sku int PRIMARY KEY, quantity int, description text);
+                 CREATE TABLE orders (id int PRIMARY KEY, customer int, at timestamptz DEFAULT now(), total numeric, note text);
+                 CREATE TABLE payments (id int PRIMARY KEY, order_id int, amount numeric, method text);
+                 INSERT INTO customers SELECT g, md5(g::text), md5(g::text) || '@example.com' FROM generate_series(1, {rows} / 10) g;
+                 INSERT INTO inventory SELECT g, g % 100, md5(g::text || 'sku') FROM generate_series(1, {rows} / 10) g;
+                 INSERT INTO orders SELECT g, g % 100, now(), g * 1.25, md5(g::text || 'order') FROM generate_series(1, {rows}) g;
+                 INSERT INTO payments SELECT g, g, g * 1.25, 'card' FROM generate_series(1, {rows}) g;"
+            ));
+        }
+    }
+}
+
+impl Drop for TestCluster {
+    fn drop(&mut self) {
+        stop_server(&self.data);
+    }
+}
+
+/// Stops whatever server runs on a directory.
+pub fn stop_server(data: &Path) {
+    if data.join("postmaster.pid").exists() {
+        let mut pg_ctl = command(bin_dir().join("pg_ctl"));
+        run(pg_ctl.args(["stop", "-w", "-t", "30", "-m", "immediate", "-D"]).arg(data));
+    }
+}
+
+fn conninfo(socket_dir: &Path, port: u16) -> String {
+    format!("host={} port={port} user=postgres dbname=postgres", socket_dir.display())
+}
+
+/// The connection string of the server that runs on a directory, from its pid file.
+pub fn conninfo_of(data: &Path) -> String {
+    let text = std::fs::read_to_string(data.join("postmaster.pid")).expect("a running server");
+    let lines: Vec<&str> = text.lines().collect();
+    conninfo(Path::new(lines[4].trim()), lines[3].trim().parse().unwrap())
+}
+
+/// Runs SQL and answers its rows.
+pub fn sql(conninfo: &str, query: &str) -> String {
+    let mut psql = command(bin_dir().join("psql"));
+    ok(psql.args(["-X", "-q", "-A", "-t", "-v", "ON_ERROR_STOP=1", "-c", query]).arg(conninfo))
+        .trim()
+        .to_owned()
+}
+
+/// A digest of everything that pg_dumpall shows: equal digests mean equal content.
+pub fn dump_digest(conninfo: &str) -> String {
+    let mut dump = command(bin_dir().join("pg_dumpall"));
+    let text = ok(dump.args(["--no-sync", "-d"]).arg(conninfo));
+    // Newer versions write a random key into the first lines.
+    let lines =
+        text.lines().filter(|line| !line.starts_with("\\restrict") && !line.starts_with("\\unrestrict"));
+    let mut hash = std::hash::DefaultHasher::new();
+    let mut count = 0;
+    for line in lines {
+        std::hash::Hash::hash(line, &mut hash);
+        count += 1;
+    }
+    format!("{count} lines {:016x}", std::hash::Hasher::finish(&hash))
+}
