@@ -10,6 +10,7 @@ mod environment;
 mod generate;
 mod guards;
 mod janitor;
+mod soak;
 mod source;
 mod steps;
 mod test;
@@ -23,6 +24,7 @@ usage: cargo xtask <task>
   test [--quick] [--no-s3]   run the checks and tests, installing what they need
   tidy                       check the rules that compilers do not check
   guards [--only NAME]       switch off each safety guard and demand a red test
+  soak --budget 2h           repeat the randomised and the long tests until the budget is used
   gen                        write the documents that are made from code
   demo [--debug]             a disposable cluster, a mistake, and the way back
 ";
@@ -34,6 +36,7 @@ fn main() -> ExitCode {
         Some("test") => test::main(rest),
         Some("demo") => demo::main(rest),
         Some("guards") => guards::main(rest),
+        Some("soak") => soak::main(rest),
         Some("gen") => generate::main(),
         Some("tidy") => tidy::main(),
         Some("help" | "--help" | "-h") => {

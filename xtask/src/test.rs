@@ -117,12 +117,28 @@ fn test(steps: &mut Steps, options: &Options) {
         (false, false) => &[],
     };
     let time = if options.quick { minutes(5) } else { minutes(15) };
+    if !options.quick {
+        // Before the tests: CI reads the last summary as the run's.
+        steps.run("doc tests", minutes(8), cargo(&["test", "--workspace", "--doc", "--quiet"]));
+    }
     steps.run("tests", time, cargo(&[&base[..], profile].concat()));
     if options.quick {
         return;
     }
-    steps.run("doc tests", minutes(8), cargo(&["test", "--workspace", "--doc", "--quiet"]));
     run_examples(steps);
+    steps.run("demo", minutes(8), own(&["demo", "--debug"]));
+    if nextest {
+        steps.run("guards", minutes(15), own(&["guards"]));
+    } else {
+        steps.skip("guards", "cargo-nextest is not installed");
+    }
+}
+
+/// This program with another task.
+fn own(args: &[&str]) -> Command {
+    let mut command = Command::new(std::env::current_exe().unwrap_or_else(|_| "xtask".into()));
+    command.args(args).current_dir(environment::root());
+    command
 }
 
 /// Runs each program of the `examples` package that has a binary of its own.

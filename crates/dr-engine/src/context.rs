@@ -66,7 +66,7 @@ impl JobLog {
         JobLog { context: context.clone(), job, began: context.clock.now(), draft: ReceiptDraft::default() }
     }
 
-    /// Begins a stage; it ends with [`StageClock::end`].
+    /// Begins a stage; it ends with [`JobLog::end`].
     pub fn stage(&mut self, stage: &'static str, total: Option<u64>, unit: Unit) -> StageClock {
         self.context.events.emit(Event::StageBegan { stage, total, unit });
         StageClock { stage, began: Instant::now() }

@@ -1,7 +1,7 @@
 //! S3 and compatible stores, through `object_store`.
 //!
 //! `create` is one PUT with `If-None-Match: *`, never a multipart upload, so that the store itself
-//! refuses an existing name. The store's answer is trusted only after [`probe`](crate::probe) has
+//! refuses an existing name. The store's answer is trusted only after [`probe`](crate::probe()) has
 //! seen it refuse. Retries of writes are left to [`Retrying`](super::Retrying), which asks before
 //! it decides; a client that retries a create by itself cannot tell its own object from another's.
 
