@@ -1,0 +1,393 @@
+//! The whole way on a real PostgreSQL server, as an operator goes it.
+#![allow(clippy::unwrap_used, missing_docs)]
+
+use std::path::{Path, PathBuf};
+use std::process::Output;
+use std::time::{Duration, Instant};
+
+use dr_testkit::pg::{
+    Scratch, TestCluster, bin_dir, command, conninfo_of, dump_digest, ok, run, sql, stop_server,
+};
+
+/// A server that archives with `dr`, and a place for everything.
+struct Shop {
+    cluster: TestCluster,
+    scratch: Scratch,
+    dr: PathBuf,
+}
+
+impl Drop for Shop {
+    fn drop(&mut self) {
+        for entry in std::fs::read_dir(self.scratch.path()).into_iter().flatten().flatten() {
+            stop_server(&entry.path());
+        }
+    }
+}
+
+impl Shop {
+    fn open() -> Self {
+        Self::open_with(&[])
+    }
+
+    fn open_with(settings: &[&str]) -> Self {
+        let scratch = Scratch::new();
+        let base = scratch.path().to_owned();
+        // The server's user may not be able to enter the place where the tests are built.
+        let dr = base.join("dr");
+        std::fs::copy(env!("CARGO_BIN_EXE_dr"), &dr).unwrap();
+        std::fs::set_permissions(&dr, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+        let cluster = TestCluster::create(&base, "data");
+        cluster.configure(settings);
+        cluster.configure(&[&format!(
+            "archive_command = '{} --config {}/dr.toml wal push %p'",
+            dr.display(),
+            base.display()
+        )]);
+        cluster.start();
+        let shop = Shop { cluster, scratch, dr };
+        shop.dr_ok(&[
+            "init",
+            "--repo",
+            &shop.at("repo"),
+            "--connection",
+            &shop.cluster.conninfo(),
+            "--output",
+            &shop.at("dr.toml"),
+            "--new-key",
+            &shop.at("dr.key"),
+            "--new-host-key",
+            &shop.at("host.key"),
+        ]);
+        shop
+    }
+
+    fn at(&self, name: &str) -> String {
+        self.scratch.path().join(name).display().to_string()
+    }
+
+    fn dr(&self, arguments: &[&str]) -> Output {
+        let mut command = command(&self.dr);
+        command.current_dir(self.scratch.path()).args(arguments);
+        run(&mut command)
+    }
+
+    fn dr_ok(&self, arguments: &[&str]) -> String {
+        let mut command = command(&self.dr);
+        ok(command.current_dir(self.scratch.path()).args(arguments))
+    }
+
+    /// Runs with the configuration file.
+    fn job(&self, arguments: &[&str]) -> String {
+        let config = self.at("dr.toml");
+        self.dr_ok(&[&["--config", &config], arguments].concat())
+    }
+
+    /// Restores with nothing but the address and the key, starts, and answers the connection.
+    fn restore(&self, name: &str, arguments: &[&str]) -> String {
+        let (repo, key, to) = (self.at("repo"), self.at("dr.key"), self.at(name));
+        let fixed =
+            ["--config", "/dev/null", "--repo", &repo, "--key-file", &key, "restore", "--to", &to, "--start"];
+        self.dr_ok(&[&fixed[..], arguments].concat());
+        conninfo_of(Path::new(&to))
+    }
+
+    /// Closes the current WAL segment and waits until it is archived.
+    fn archive_all(&self) {
+        archive_all(&self.cluster.conninfo());
+    }
+}
+
+/// Closes the current WAL segment of a server and waits until it is archived.
+fn archive_all(connection: &str) {
+    let name = sql(connection, "SELECT pg_walfile_name(pg_switch_wal())");
+    let began = Instant::now();
+    let done = format!("SELECT coalesce(last_archived_wal >= '{name}', false) FROM pg_stat_archiver");
+    while sql(connection, &done) != "t" {
+        assert!(began.elapsed() < Duration::from_secs(30), "WAL {name} was not archived");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
+fn json(text: &str) -> serde_json::Value {
+    serde_json::from_str(text).unwrap_or_else(|error| panic!("{error}: {text}"))
+}
+
+#[test]
+fn a_dropped_table_comes_back_at_the_moment_before() {
+    let shop = Shop::open();
+    shop.cluster.load_tenants(3, 500);
+    shop.job(&["check"]);
+    shop.job(&["backup"]);
+    shop.cluster.sql(
+        "INSERT INTO tenant_2.orders SELECT g, 1, now(), 1, 'late' FROM generate_series(10001, 10100) g",
+    );
+    let before = dump_digest(&shop.cluster.conninfo());
+    let lsn = shop.cluster.sql("SELECT pg_current_wal_insert_lsn()");
+    let xid = shop.cluster.sql("BEGIN; SELECT pg_current_xact_id(); CREATE TABLE marker (); COMMIT");
+    let marked = dump_digest(&shop.cluster.conninfo());
+    shop.cluster.sql("SELECT pg_create_restore_point('before the mistake')");
+    std::thread::sleep(Duration::from_millis(30));
+    let time = shop.cluster.sql("SELECT now()");
+    std::thread::sleep(Duration::from_millis(30));
+    shop.cluster.sql("DROP TABLE tenant_2.orders");
+    let dropped = dump_digest(&shop.cluster.conninfo());
+    shop.archive_all();
+    assert_ne!(before, dropped);
+    let cases: [(&str, &[&str], &str); 6] = [
+        ("by-time", &["--time", &time], &marked),
+        ("by-name", &["--name", "before the mistake"], &marked),
+        ("by-xid", &["--xid", &xid], &marked),
+        ("before-xid", &["--xid", &xid, "--exclusive"], &before),
+        ("by-lsn", &["--lsn", &lsn], &before),
+        ("latest", &["--latest"], &dropped),
+    ];
+    for (name, target, expected) in cases {
+        let connection = shop.restore(name, target);
+        assert_eq!(dump_digest(&connection), *expected, "{name}");
+        assert_eq!(sql(&connection, "SELECT pg_is_in_recovery()"), "f", "{name}");
+        assert_eq!(sql(&connection, "SHOW archive_mode"), "off", "{name}");
+        stop_server(Path::new(&shop.at(name)));
+    }
+    let jobs = json(&shop.job(&["jobs", "--json"]));
+    assert_eq!(jobs["result"].as_array().unwrap().len(), 7);
+}
+
+/// An oracle: a raw copy of the stopped cluster, replayed by PostgreSQL alone, has the same content.
+#[test]
+fn a_restored_cluster_equals_a_plain_copy_and_passes_amcheck() {
+    let shop = Shop::open();
+    shop.cluster.load_tenants(2, 2000);
+    shop.job(&["backup"]);
+    shop.cluster.sql("UPDATE tenant_1.orders SET note = note || 'x' WHERE id % 3 = 0; DELETE FROM tenant_2.payments WHERE id % 5 = 0");
+    shop.job(&["backup"]);
+    shop.cluster.sql("VACUUM");
+    shop.cluster
+        .sql("INSERT INTO tenant_1.inventory SELECT g, 1, 'n' FROM generate_series(100000, 103000) g");
+    shop.archive_all();
+    shop.cluster.stop("fast");
+    ok(command("/bin/cp").args(["-a", &shop.at("data"), &shop.at("oracle")]));
+    let connection = shop.restore("restored", &["--latest"]);
+    let restored = dump_digest(&connection);
+    let part = |name: &str| connection.split(' ').find_map(|p| p.strip_prefix(name)).unwrap().to_owned();
+    let mut amcheck = command(bin_dir().join("pg_amcheck"));
+    amcheck.args(["--all", "--install-missing", "--heapallindexed", "--parent-check", "-U", "postgres"]);
+    ok(amcheck.args(["-h", &part("host="), "-p", &part("port=")]));
+    stop_server(Path::new(&shop.at("restored")));
+    let mut pg_ctl = command(bin_dir().join("pg_ctl"));
+    let oracle = shop.at("oracle");
+    ok(pg_ctl.args([
+        "start",
+        "-w",
+        "-D",
+        &oracle,
+        "-l",
+        &shop.at("oracle.log"),
+        "-o",
+        "-c archive_mode=off",
+    ]));
+    assert_eq!(restored, dump_digest(&conninfo_of(Path::new(&oracle))));
+    stop_server(Path::new(&oracle));
+    let mut checksums = command(bin_dir().join("pg_checksums"));
+    // `stop_server` stops at once; a start and an orderly stop make the directory consistent first.
+    let restored_dir = shop.at("restored");
+    ok(command(bin_dir().join("pg_ctl")).args(["start", "-w", "-D", &restored_dir, "-l", &shop.at("r.log")]));
+    ok(command(bin_dir().join("pg_ctl")).args(["stop", "-w", "-m", "fast", "-D", &restored_dir]));
+    ok(checksums.args(["--check", "-D", &restored_dir]));
+}
+
+#[test]
+fn tablespaces_move_and_timelines_are_followed() {
+    let shop = Shop::open();
+    let (old, new) = (shop.at("space"), shop.at("moved"));
+    ok(command("/bin/mkdir").arg(&old));
+    shop.cluster.sql(&format!("CREATE TABLESPACE fast LOCATION '{old}'"));
+    shop.cluster.sql("CREATE TABLE spaced TABLESPACE fast AS SELECT g FROM generate_series(1, 50000) g");
+    shop.job(&["backup"]);
+    shop.cluster.sql("INSERT INTO spaced SELECT g FROM generate_series(50001, 60000) g");
+    let digest = dump_digest(&shop.cluster.conninfo());
+    shop.archive_all();
+    // The old place is taken: nothing is overwritten.
+    let (repo, key, to) = (shop.at("repo"), shop.at("dr.key"), shop.at("second"));
+    let refused = shop.dr(&["--repo", &repo, "--key-file", &key, "restore", "--to", &to, "--json"]);
+    assert_eq!(json(&String::from_utf8_lossy(&refused.stdout))["error"]["code"], "job-not-empty");
+    let map = format!("fast={new}");
+    let connection = shop.restore("second", &["--tablespace", &map, "--archive-mode", "keep"]);
+    let moved =
+        sql(&connection, "SELECT pg_tablespace_location(oid) FROM pg_tablespace WHERE spcname = 'fast'");
+    assert_eq!(moved, new);
+    assert_eq!(sql(&connection, "SELECT count(*) FROM spaced"), "60000");
+    assert_eq!(dump_digest(&connection).replace(&new, &old).len(), digest.len());
+    // The second server archives on its own timeline; a restore follows it.
+    sql(&connection, "CREATE TABLE on_timeline_two AS SELECT 1 AS a");
+    archive_all(&connection);
+    let third = format!("fast={}", shop.at("third-space"));
+    let connection = shop.restore("third", &["--tablespace", &third]);
+    assert_eq!(sql(&connection, "SELECT a FROM on_timeline_two"), "1");
+    assert_eq!(sql(&connection, "SELECT timeline_id FROM pg_control_checkpoint()"), "3");
+    let fourth = format!("fast={}", shop.at("fourth-space"));
+    let connection = shop.restore("fourth", &["--tablespace", &fourth, "--timeline", "1"]);
+    assert_eq!(sql(&connection, "SELECT to_regclass('on_timeline_two') IS NULL"), "t");
+}
+
+#[test]
+fn a_delta_restore_turns_a_stopped_cluster_back() {
+    let shop = Shop::open();
+    shop.cluster.load_tenants(2, 3000);
+    shop.job(&["backup"]);
+    let digest = dump_digest(&shop.cluster.conninfo());
+    let lsn = shop.cluster.sql("SELECT pg_current_wal_insert_lsn()");
+    shop.cluster.sql("DROP SCHEMA tenant_1 CASCADE");
+    shop.archive_all();
+    let to = shop.at("data");
+    let config = shop.at("dr.toml");
+    let running = shop
+        .dr(&["--config", &config, "restore", "--to", &to, "--lsn", &lsn, "--delta", "--start", "--json"]);
+    assert_eq!(json(&String::from_utf8_lossy(&running.stdout))["error"]["code"], "job-not-ours");
+    shop.cluster.stop("fast");
+    let done = json(&shop.job(&["restore", "--to", &to, "--lsn", &lsn, "--delta", "--start", "--json"]));
+    assert!(done["result"]["bytes_kept"].as_u64() > done["result"]["bytes_fetched"].as_u64());
+    assert_eq!(dump_digest(&conninfo_of(Path::new(&to))), digest);
+}
+
+#[test]
+fn a_backup_killed_at_any_moment_leaves_nothing_listed_and_the_next_one_works() {
+    let shop = Shop::open();
+    shop.cluster.load_tenants(2, 20_000);
+    let config = shop.at("dr.toml");
+    let mut killed = 0;
+    for wait_ms in [5, 20, 40, 80, 120, 160, 240] {
+        let mut child = command(&shop.dr);
+        child.current_dir(shop.scratch.path()).args(["--config", &config, "--quiet", "backup", "--full"]);
+        child.stdout(std::process::Stdio::null()).stderr(std::process::Stdio::null());
+        let mut child = child.spawn().unwrap();
+        std::thread::sleep(Duration::from_millis(wait_ms));
+        let finished = child.try_wait().unwrap().is_some();
+        let _ = child.kill();
+        child.wait().unwrap();
+        killed += u32::from(!finished);
+        // Whatever is listed is whole.
+        let verified = shop.dr(&["--config", &config, "verify", "--all", "--json"]);
+        let report = json(&String::from_utf8_lossy(&verified.stdout));
+        let listed = json(&shop.job(&["list", "--json"]));
+        if listed["result"]
+            .as_array()
+            .is_some_and(|l| !l.is_empty() && !l[0]["backups"].as_array().unwrap().is_empty())
+        {
+            assert!(verified.status.success(), "{report}");
+        }
+    }
+    assert!(killed >= 3, "{killed}");
+    shop.job(&["backup"]);
+    shop.archive_all();
+    let connection = shop.restore("restored", &["--latest"]);
+    assert_eq!(dump_digest(&connection), dump_digest(&shop.cluster.conninfo()));
+}
+
+#[test]
+fn two_backups_at_once_and_two_writers_are_told_apart() {
+    let shop = Shop::open_with(&["max_wal_senders = 4"]);
+    shop.cluster.load_tenants(1, 100);
+    // A session that holds the lock of a backup under way.
+    let mut holder = command(bin_dir().join("psql"));
+    holder.args(["-X", "-q", "-c", "SELECT pg_advisory_lock(25714, 25185)", "-c", "SELECT pg_sleep(30)"]);
+    holder
+        .arg(shop.cluster.conninfo())
+        .stdout(std::process::Stdio::null())
+        .stderr(std::process::Stdio::null());
+    let mut holder = holder.spawn().unwrap();
+    let began = Instant::now();
+    while shop.cluster.sql("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'") != "1" {
+        assert!(began.elapsed() < Duration::from_secs(10));
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    let config = shop.at("dr.toml");
+    let busy = shop.dr(&["--config", &config, "backup", "--json"]);
+    let _ = holder.kill();
+    holder.wait().unwrap();
+    shop.cluster.sql("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE query LIKE '%pg_sleep%' AND pid <> pg_backend_pid()");
+    assert_eq!(json(&String::from_utf8_lossy(&busy.stdout))["error"]["code"], "source-busy");
+    shop.job(&["backup"]);
+    shop.archive_all();
+    // A clone of the server promotes itself and writes the names of the first one.
+    let wal = shop.cluster.sql("SELECT last_archived_wal FROM pg_stat_archiver");
+    let path = shop.scratch.path().join("data/pg_wal").join(&wal);
+    let mut bytes = std::fs::read(&path).unwrap();
+    let at = bytes.len() - 100;
+    bytes[at] ^= 1;
+    let clone = shop.scratch.path().join("clone");
+    std::fs::create_dir(&clone).unwrap();
+    std::fs::write(clone.join(&wal), bytes).unwrap();
+    let fenced = shop.dr(&["--config", &config, "wal", "push", &clone.join(&wal).display().to_string()]);
+    assert_eq!(fenced.status.code(), Some(12), "{}", String::from_utf8_lossy(&fenced.stderr));
+    // Pushing the true one again is fine.
+    shop.job(&["wal", "push", &path.display().to_string()]);
+}
+
+#[test]
+fn fetch_has_three_exits() {
+    let shop = Shop::open();
+    shop.archive_all();
+    let (repo, key, out) = (shop.at("repo"), shop.at("dr.key"), shop.at("fetched"));
+    let data = shop.scratch.path().join("data");
+    let fetch = |repo: &str, name: &str| {
+        let mut fetch = command(&shop.dr);
+        fetch.current_dir(&data).args(["--repo", repo, "--key-file", &key, "wal", "fetch", name, &out]);
+        run(&mut fetch).status.code()
+    };
+    let last = shop.cluster.sql("SELECT last_archived_wal FROM pg_stat_archiver");
+    assert_eq!(fetch(&repo, &last), Some(0));
+    assert_eq!(std::fs::read(&out).unwrap(), std::fs::read(data.join("pg_wal").join(&last)).unwrap());
+    assert_eq!(fetch(&repo, "0000000100000000000000F0"), Some(1));
+    assert_eq!(fetch(&repo, "00000009.history"), Some(1));
+    assert_eq!(fetch("/nonexistent", &last), Some(200));
+    assert_eq!(fetch(&repo, "nonsense"), Some(200));
+    assert_eq!(shop.dr(&["wal", "fetch", "--no-such-flag"]).status.code(), Some(200));
+    assert_eq!(shop.dr(&["--set", "x=1", "wal", "fetch", &last, &out]).status.code(), Some(200));
+}
+
+#[test]
+fn a_full_disk_is_told_and_what_was_there_stays() {
+    let Some((uid, _)) = dr_testkit::pg::server_ids() else {
+        eprintln!("not root: no small file system can be mounted");
+        return;
+    };
+    let shop = Shop::open();
+    shop.cluster.load_tenants(1, 20_000);
+    shop.job(&["backup"]);
+    let small = shop.at("small");
+    std::fs::create_dir(&small).unwrap();
+    let options = format!("size=2m,uid={uid},mode=755");
+    let mounted =
+        run(std::process::Command::new("mount").args(["-t", "tmpfs", "-o", &options, "tmpfs", &small]));
+    if !mounted.status.success() {
+        eprintln!("no tmpfs can be mounted here");
+        return;
+    }
+    let outcome = std::panic::catch_unwind(|| {
+        let (repo, key) = (format!("{small}/repo"), shop.at("second.key"));
+        shop.dr_ok(&[
+            "init",
+            "--repo",
+            &repo,
+            "--connection",
+            &shop.cluster.conninfo(),
+            "--output",
+            &shop.at("second.toml"),
+            "--new-key",
+            &key,
+        ]);
+        let second = shop.at("second.toml");
+        let full = shop.dr(&["--config", &second, "--set", "backup.wal_timeout=2s", "backup", "--json"]);
+        let error = json(&String::from_utf8_lossy(&full.stdout));
+        assert_eq!(error["error"]["class"], "exhausted", "{error}");
+        assert_eq!(full.status.code(), Some(18));
+        let to = format!("{small}/restored");
+        let config = shop.at("dr.toml");
+        let full = shop.dr(&["--config", &config, "restore", "--to", &to, "--json"]);
+        assert_eq!(json(&String::from_utf8_lossy(&full.stdout))["error"]["code"], "job-preflight");
+        assert!(!Path::new(&to).exists(), "refused before a byte moved");
+    });
+    run(std::process::Command::new("umount").args(["-l", &small]));
+    outcome.unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+    shop.job(&["verify", "--all"]);
+}
