@@ -49,7 +49,7 @@ pub fn find_program(name: &str) -> Option<PathBuf> {
 pub fn find_postgres() -> Option<PathBuf> {
     let complete =
         |bin: &PathBuf| ["postgres", "initdb", "pg_ctl"].iter().all(|name| bin.join(name).is_file());
-    let told = std::env::var_os("DR_PG_BIN").map(PathBuf::from).filter(complete);
+    let told = std::env::var_os("DR_TEST_PG_BIN").map(PathBuf::from).filter(complete);
     let mut majors: Vec<(u32, PathBuf)> = std::fs::read_dir("/usr/lib/postgresql")
         .into_iter()
         .flatten()
@@ -72,7 +72,7 @@ pub fn ensure_postgres() -> Result<PathBuf, String> {
     }
     if !is_root() || find_program("apt-get").is_none() {
         return Err("PostgreSQL's server programs were not found. Install them (Debian, Ubuntu: \
-                    apt-get install postgresql), or set DR_PG_BIN to their directory."
+                    apt-get install postgresql), or set DR_TEST_PG_BIN to their directory."
             .into());
     }
     println!("PostgreSQL's server programs were not found; installing the distribution's");

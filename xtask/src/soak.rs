@@ -61,6 +61,7 @@ pub fn main(args: &[String]) -> Result<(), String> {
 fn command(scratch: &Scratch, cases: u32, seed: u32) -> Command {
     let mut command = cargo(&["nextest", "run", "--workspace", "--profile", "soak", "-E", FILTER]);
     command.env("PROPTEST_CASES", cases.to_string()).env("DR_TEST_SEED", seed.to_string());
+    command.env("DR_TEST_SERIES", (cases / 32).to_string());
     command.env("DR_TEST_TMP", scratch.path()).env("TMPDIR", scratch.path());
     command
 }

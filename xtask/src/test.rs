@@ -63,7 +63,7 @@ fn prepare(steps: &mut Steps, options: &Options) {
         Ok(())
     });
     if let Some(bin) = found {
-        steps.set("DR_PG_BIN", bin.to_string_lossy());
+        steps.set("DR_TEST_PG_BIN", bin.to_string_lossy());
     }
     if options.quick {
         return;
