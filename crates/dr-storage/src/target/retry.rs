@@ -102,13 +102,15 @@ impl StorageTarget for Retrying {
             };
             match error.class() {
                 ErrorClass::Fenced if unsure && Guard::AskAfterTimeout.holds() => {
-                    return if self.holds(key, &payload).await? { Ok(()) } else { Err(error) };
+                    let ours = self.holds(key, &payload).await? || !Guard::SameNameOtherContent.holds();
+                    return if ours { Ok(()) } else { Err(error) };
                 }
                 ErrorClass::Indeterminate if !matches!(error, StorageError::Poisoned { .. }) => {
                     unsure = true;
                     if Guard::AskAfterTimeout.holds() {
                         match self.holds(key, &payload).await {
                             Ok(true) => return Ok(()),
+                            Ok(false) if !Guard::SameNameOtherContent.holds() => return Ok(()),
                             Ok(false) => {
                                 let (key, target) = (key.to_string(), self.location());
                                 return Err(StorageError::AlreadyExists { key, target });
