@@ -92,6 +92,7 @@ pub fn main() -> Result<(), String> {
     faults.extend(bans::check(&files));
     faults.extend(words::check(&files));
     faults.extend(direction::check(&direction::packages()?));
+    faults.extend(unused_guards(&files));
     if crate::guards::page()? != read(crate::guards::PAGE) {
         faults.push(Fault::new(crate::guards::PAGE, 0, "is stale: run `cargo xtask gen`"));
     }
@@ -101,6 +102,16 @@ pub fn main() -> Result<(), String> {
     }
     println!("tidy: {} files, {} faults", files.len(), faults.len());
     if faults.is_empty() { Ok(()) } else { Err(format!("{} faults", faults.len())) }
+}
+
+fn unused_guards(files: &[File]) -> Vec<Fault> {
+    let product = files.iter().filter(|file| file.is_rust() && file.place() == Place::Product);
+    let product: String = product.map(|file| file.text.as_str()).collect();
+    let unused = crate::guards::unused(&read(crate::guards::REGISTRY), &product);
+    let fault = |variant| {
+        Fault::new(crate::guards::REGISTRY, 0, format!("Guard::{variant} guards nothing: no code asks it"))
+    };
+    unused.into_iter().map(fault).collect()
 }
 
 fn read(path: &str) -> String {
