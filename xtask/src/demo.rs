@@ -4,7 +4,7 @@
 //! and removes the directory however this ends.
 
 mod account;
-mod server;
+pub mod server;
 mod shop;
 
 use std::os::unix::fs::{PermissionsExt, chown};

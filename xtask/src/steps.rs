@@ -63,7 +63,10 @@ impl Steps {
             return self.note(name, State::NotRun, Duration::ZERO);
         }
         println!("== {name} (at most {})", minutes(deadline));
-        command.envs(self.env.iter().map(|(name, value)| (name, value)));
+        // What the step itself says wins.
+        let own: Vec<_> = command.get_envs().map(|(name, _)| name.to_owned()).collect();
+        command
+            .envs(self.env.iter().filter(|(name, _)| !own.iter().any(|own| own == name.as_str())).cloned());
         let log = self.logs.join(format!("{}.log", name.replace([' ', '/'], "-")));
         let started = Instant::now();
         let state = match Child::new(command, log, deadline).marked(&self.mark).echo(true).run() {

@@ -1,8 +1,10 @@
 //! `cargo xtask test`: everything that CI runs, in the order in which it is cheapest to fail.
 
+use std::os::unix::fs::chown;
 use std::process::Command;
 use std::time::Duration;
 
+use crate::demo::server::User;
 use crate::environment::{self, cargo};
 use crate::janitor::Scratch;
 use crate::steps::{State, Steps};
@@ -38,7 +40,7 @@ pub fn main(args: &[String]) -> Result<(), String> {
     set_environment(&mut steps, &scratch)?;
     prepare(&mut steps, &options);
     check(&mut steps, &options);
-    test(&mut steps, &options);
+    test(&mut steps, &options, &scratch);
     steps.finish()
 }
 
@@ -97,7 +99,7 @@ fn check(steps: &mut Steps, options: &Options) {
     }
 }
 
-fn test(steps: &mut Steps, options: &Options) {
+fn test(steps: &mut Steps, options: &Options, scratch: &Scratch) {
     let minutes = |count: u64| Duration::from_secs(count * 60);
     let nextest = environment::find_program("cargo-nextest").is_some();
     if !nextest {
@@ -125,7 +127,7 @@ fn test(steps: &mut Steps, options: &Options) {
     if options.quick {
         return;
     }
-    run_examples(steps);
+    run_examples(steps, scratch);
     steps.run("demo", minutes(8), own(&["demo", "--debug"]));
     if nextest {
         steps.run("guards", minutes(15), own(&["guards"]));
@@ -141,8 +143,35 @@ fn own(args: &[&str]) -> Command {
     command
 }
 
-/// Runs each program of the `examples` package that has a binary of its own.
-fn run_examples(steps: &mut Steps) {
+/// Runs each program of the `examples` package, as somebody whom PostgreSQL accepts.
+fn run_examples(steps: &mut Steps, scratch: &Scratch) {
+    let build = cargo(&["build", "--package", "dr-examples", "--bins"]);
+    if steps.run("build examples", Duration::from_secs(600), build) != State::Passed {
+        return;
+    }
+    let user = match User::of_server() {
+        Ok(user) => user,
+        Err(error) => return steps.not_run("examples", &error),
+    };
+    let place = scratch.path().join("examples");
+    let made = std::fs::create_dir(&place).and_then(|()| chown(&place, Some(user.uid), Some(user.gid)));
+    if let Err(error) = made {
+        return steps.not_run("examples", &error.to_string());
+    }
+    for name in example_names() {
+        let program = scratch.path().join(&name);
+        let copied = std::fs::copy(environment::target().join("debug").join(&name), &program);
+        if let Err(error) = copied {
+            steps.not_run(&format!("example {name}"), &error.to_string());
+            continue;
+        }
+        let mut command = user.command(&program);
+        command.env("TMPDIR", &place).env("DR_TEST_TMP", &place);
+        steps.run(&format!("example {name}"), Duration::from_secs(120), command);
+    }
+}
+
+fn example_names() -> Vec<String> {
     let mut names: Vec<String> = std::fs::read_dir(environment::root().join("examples/src/bin"))
         .into_iter()
         .flatten()
@@ -150,9 +179,5 @@ fn run_examples(steps: &mut Steps) {
         .filter_map(|entry| entry.file_name().to_str()?.strip_suffix(".rs").map(str::to_owned))
         .collect();
     names.sort();
-    for name in names {
-        let mut command: Command = cargo(&["run", "--quiet", "--package", "examples", "--bin", &name]);
-        command.env("RUST_BACKTRACE", "1");
-        steps.run(&format!("example {name}"), Duration::from_secs(240), command);
-    }
+    names
 }
