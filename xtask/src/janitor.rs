@@ -42,14 +42,14 @@ pub struct Scratch {
 }
 
 impl Scratch {
-    /// Makes `<temporary directory>/<name>-<our pid>`, mode 755: PostgreSQL refuses to run as
-    /// root, so its user must be able to reach what is inside.
+    /// Makes `<temporary directory>/<name>-<our pid>`, open to everybody as the temporary
+    /// directory is: PostgreSQL refuses to run as root, and its user works in there too.
     pub fn new(name: &str) -> Result<Scratch, String> {
         // Not TMPDIR: that may be private to one user, and socket paths must stay short.
         let mark = Mark::fresh();
         let path = PathBuf::from(format!("/tmp/{name}-{}", std::process::id()));
         std::fs::create_dir(&path).map_err(|error| format!("cannot make {}: {error}", path.display()))?;
-        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755))
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o1777))
             .map_err(|error| format!("cannot open up {}: {error}", path.display()))?;
         let mut shell = Command::new("/bin/sh")
             .args(["-c", SCRIPT, "janitor"])
