@@ -391,3 +391,60 @@ fn a_full_disk_is_told_and_what_was_there_stays() {
     outcome.unwrap_or_else(|panic| std::panic::resume_unwind(panic));
     shop.job(&["verify", "--all"]);
 }
+
+/// The way out: a short script and this repository's documentation restore a backup and its WAL.
+#[test]
+fn a_backup_and_its_wal_are_restored_without_dr() {
+    let python = std::env::var("DR_TEST_PYTHON").unwrap_or_else(|_| "python3".into());
+    let ready =
+        std::process::Command::new(&python).args(["-c", "import cryptography, zstandard, blake3"]).output();
+    if !ready.is_ok_and(|output| output.status.success()) {
+        assert!(std::env::var("DR_TEST_PYTHON").is_err(), "{python} lacks cryptography, zstandard or blake3");
+        eprintln!("no Python with cryptography, zstandard and blake3: `cargo xtask test` makes one");
+        return;
+    }
+    let shop = Shop::open();
+    shop.cluster.load_tenants(2, 3000);
+    shop.job(&["backup"]);
+    shop.cluster.sql("UPDATE tenant_1.orders SET note = 'changed' WHERE id % 50 = 0");
+    shop.job(&["backup"]);
+    shop.cluster
+        .sql("INSERT INTO tenant_2.payments SELECT g, g, 1, 'late' FROM generate_series(50000, 50100) g");
+    let digest = dump_digest(&shop.cluster.conninfo());
+    let lsn = shop.cluster.sql("SELECT pg_current_wal_insert_lsn()");
+    shop.archive_all();
+    let listed = json(&shop.job(&["list", "--json"]));
+    let newest = listed["result"][0]["backups"][1]["id"].as_str().unwrap();
+    let system = listed["result"][0]["cluster"]["system_id"].as_str().unwrap();
+    let script = shop.at("restore.py");
+    std::fs::copy(concat!(env!("CARGO_MANIFEST_DIR"), "/../../tools/restore.py"), &script).unwrap();
+    let (repo, key, to, wal) =
+        (shop.at("repo"), shop.at("dr.key"), shop.at("by-script"), shop.at("by-script-wal"));
+    let script = |arguments: &[&str]| {
+        // The interpreter may lie where only this process may enter.
+        let mut command = std::process::Command::new(&python);
+        command.args([&script, "--repo", &repo, "--key", &key]).args(arguments);
+        ok(command.stdin(std::process::Stdio::null()))
+    };
+    assert!(script(&["list"]).contains(newest));
+    script(&["restore", newest, &to]);
+    script(&["wal", system, &wal]);
+    let settings = format!(
+        "restore_command = 'cp {wal}/%f %p'\nrecovery_target_lsn = '{lsn}'\nrecovery_target_action = promote\narchive_mode = off\n"
+    );
+    let conf = Path::new(&to).join("postgresql.auto.conf");
+    std::fs::write(&conf, settings).unwrap();
+    std::fs::write(Path::new(&to).join("recovery.signal"), "").unwrap();
+    if let Some((uid, gid)) = dr_testkit::pg::server_ids() {
+        ok(std::process::Command::new("chown").args(["-R", &format!("{uid}:{gid}"), &to, &wal]));
+    }
+    let mut pg_ctl = command(bin_dir().join("pg_ctl"));
+    ok(pg_ctl.args(["start", "-w", "-D", &to, "-l", &shop.at("script.log")]));
+    let connection = conninfo_of(Path::new(&to));
+    let began = Instant::now();
+    while sql(&connection, "SELECT pg_is_in_recovery()") != "f" {
+        assert!(began.elapsed() < Duration::from_secs(30));
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    assert_eq!(dump_digest(&connection), digest);
+}

@@ -52,8 +52,9 @@ pub(crate) const COPY: &str = "copy";
 const TASK_QUEUE: usize = 16;
 /// News that wait for the collector at most.
 const NEWS_QUEUE: usize = 256;
-/// How often the archive is looked at while waiting for WAL.
-const WAL_POLL: Duration = Duration::from_millis(200);
+/// How soon the archive is looked at again while waiting for WAL: the wait grows from the first to
+/// the second.
+const WAL_POLL: (Duration, Duration) = (Duration::from_millis(20), Duration::from_secs(1));
 /// Bytes stored anew in one backup only to shorten old patches: this share of the cluster.
 const REBASE_SHARE: u64 = 10;
 
@@ -613,6 +614,7 @@ async fn wait_for_wal(context: &Context, plan: &BackupPlan, head: &ManifestHead)
     let first = WalSegment::holding(timeline, head.start.lsn, size).number;
     let last = WalSegment::holding(timeline, Lsn(head.stop_lsn.0.saturating_sub(1)), size).number;
     let began = Instant::now();
+    let mut wait = WAL_POLL.0;
     loop {
         context.cancel.check()?;
         let doing = "cannot list the archived WAL";
@@ -627,7 +629,8 @@ async fn wait_for_wal(context: &Context, plan: &BackupPlan, head: &ManifestHead)
                 waited: dr_core::size::duration(plan.options.wal_timeout),
             });
         }
-        tokio::time::sleep(WAL_POLL).await;
+        tokio::time::sleep(wait).await;
+        wait = (wait * 5 / 4).min(WAL_POLL.1);
     }
 }
 
