@@ -438,6 +438,8 @@ fn a_backup_and_its_wal_are_restored_without_dr() {
     if let Some((uid, gid)) = dr_testkit::pg::server_ids() {
         ok(std::process::Command::new("chown").args(["-R", &format!("{uid}:{gid}"), &to, &wal]));
     }
+    // The copy has the port of the first server, which is gone on the day that this is for.
+    shop.cluster.stop("immediate");
     let mut pg_ctl = command(bin_dir().join("pg_ctl"));
     ok(pg_ctl.args(["start", "-w", "-D", &to, "-l", &shop.at("script.log")]));
     let connection = conninfo_of(Path::new(&to));
