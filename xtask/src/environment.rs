@@ -111,6 +111,15 @@ pub fn run(name: &str, deadline: Duration, command: Command) -> Result<(), Strin
     }
 }
 
+/// Where things are kept that a clean build need not fetch again.
+pub fn cache() -> PathBuf {
+    std::env::var_os("XDG_CACHE_HOME")
+        .map(PathBuf::from)
+        .or_else(|| std::env::var_os("HOME").map(|home| PathBuf::from(home).join(".cache")))
+        .unwrap_or_else(std::env::temp_dir)
+        .join("dr-xtask")
+}
+
 /// Packages that the restore script of `docs/formats/` imports.
 const PYTHON_PACKAGES: &[&str] = &["cryptography", "zstandard", "blake3"];
 
@@ -118,11 +127,7 @@ const PYTHON_PACKAGES: &[&str] = &["cryptography", "zstandard", "blake3"];
 /// and named for what is in it, so that a clean build does not fetch it again.
 pub fn ensure_python() -> Result<PathBuf, String> {
     let wish = PYTHON_PACKAGES.join("-");
-    let cache = std::env::var_os("XDG_CACHE_HOME")
-        .map(PathBuf::from)
-        .or_else(|| std::env::var_os("HOME").map(|home| PathBuf::from(home).join(".cache")))
-        .unwrap_or_else(std::env::temp_dir);
-    let folder = cache.join("dr-xtask").join(format!("python-{wish}"));
+    let folder = cache().join(format!("python-{wish}"));
     let python = folder.join("bin/python");
     if imports(&python) {
         return Ok(python);

@@ -25,6 +25,9 @@ for environ in /proc/[0-9]*/environ; do
   pid=${environ#/proc/}; pid=${pid%/environ}
   if tr '\0' '\n' < "$environ" | grep -qxF "$2"; then kill -s KILL "$pid"; fi
 done
+for file in "$1"/s3/run/*.pid; do
+  [ -e "$file" ] && kill -s KILL "$(cat "$file")"
+done
 tries=0
 for pid in $pids; do
   while [ -d "/proc/$pid" ] && [ $tries -lt 50 ]; do sleep 0.1; tries=$((tries + 1)); done

@@ -10,6 +10,7 @@ mod environment;
 mod generate;
 mod guards;
 mod janitor;
+mod s3;
 mod soak;
 mod source;
 mod steps;

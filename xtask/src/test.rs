@@ -7,6 +7,7 @@ use std::time::Duration;
 use crate::demo::server::User;
 use crate::environment::{self, cargo};
 use crate::janitor::Scratch;
+use crate::s3;
 use crate::steps::{State, Steps};
 
 /// What all steps together may take. CI gives up after 90 minutes and then says nothing.
@@ -38,7 +39,8 @@ pub fn main(args: &[String]) -> Result<(), String> {
     let budget = if options.quick { QUICK_BUDGET } else { BUDGET };
     let mut steps = Steps::new(budget, environment::logs(), scratch.mark().clone())?;
     set_environment(&mut steps, &scratch)?;
-    prepare(&mut steps, &options);
+    // It runs until all steps are done.
+    let _s3 = prepare(&mut steps, &options, &scratch);
     check(&mut steps, &options);
     test(&mut steps, &options, &scratch);
     steps.finish()
@@ -56,7 +58,7 @@ fn set_environment(steps: &mut Steps, scratch: &Scratch) -> Result<(), String> {
     Ok(())
 }
 
-fn prepare(steps: &mut Steps, options: &Options) {
+fn prepare(steps: &mut Steps, options: &Options, scratch: &Scratch) -> Option<s3::Server> {
     let mut found = None;
     steps.call("postgresql", || {
         let bin = environment::ensure_postgres()?;
@@ -68,7 +70,7 @@ fn prepare(steps: &mut Steps, options: &Options) {
         steps.set("DR_TEST_PG_BIN", bin.to_string_lossy());
     }
     if options.quick {
-        return;
+        return None;
     }
     let mut python = None;
     steps.call("python", || {
@@ -78,6 +80,23 @@ fn prepare(steps: &mut Steps, options: &Options) {
     if let Some(python) = python {
         steps.set("DR_TEST_PYTHON", python.to_string_lossy());
     }
+    start_s3(steps, options, scratch)
+}
+
+fn start_s3(steps: &mut Steps, options: &Options, scratch: &Scratch) -> Option<s3::Server> {
+    if !options.s3 {
+        steps.skip("s3 server", "as told by --no-s3");
+        return None;
+    }
+    let mut server = None;
+    steps.call("s3 server", || {
+        server = Some(s3::Server::start(scratch.path())?);
+        Ok(())
+    });
+    for (name, value) in server.iter().flat_map(s3::Server::variables) {
+        steps.set(name, value);
+    }
+    server
 }
 
 fn check(steps: &mut Steps, options: &Options) {
