@@ -96,6 +96,9 @@ impl S3Target {
 
     fn explain(&self, operation: &'static str, key: &str, error: object_store::Error) -> StorageError {
         let (key, target) = (key.to_owned(), self.location.clone());
+        if chain(&error).contains("NoSuchBucket") {
+            return StorageError::Invalid { target, reason: "the bucket does not exist".into() };
+        }
         match error {
             object_store::Error::NotFound { .. } => StorageError::NotFound { key, target },
             object_store::Error::AlreadyExists { .. } | object_store::Error::Precondition { .. } => {
