@@ -48,6 +48,11 @@ fn read(path: &str) -> Result<String, String> {
     std::fs::read_to_string(root().join(path)).map_err(|error| format!("{path}: {error}"))
 }
 
+/// The names in the registry.
+pub fn names() -> Result<Vec<String>, String> {
+    Ok(registry(&read(REGISTRY)?).into_iter().map(|guard| guard.name).collect())
+}
+
 /// What `docs/guards.md` should say.
 pub fn page() -> Result<String, String> {
     Ok(render(&registry(&read(REGISTRY)?), &watchers(&read(TABLE)?)?))

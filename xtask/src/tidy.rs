@@ -4,6 +4,7 @@
 
 mod bans;
 mod direction;
+mod documents;
 mod size;
 mod words;
 
@@ -92,6 +93,7 @@ pub fn main() -> Result<(), String> {
     faults.extend(bans::check(&files));
     faults.extend(words::check(&files));
     faults.extend(direction::check(&direction::packages()?));
+    faults.extend(documents::check(&files, &crate::guards::names()?));
     faults.extend(unused_guards(&files));
     if crate::guards::page()? != read(crate::guards::PAGE) {
         faults.push(Fault::new(crate::guards::PAGE, 0, "is stale: run `cargo xtask gen`"));
