@@ -450,3 +450,128 @@ fn a_backup_and_its_wal_are_restored_without_dr() {
     }
     assert_eq!(dump_digest(&connection), digest);
 }
+
+/// The runbook `docs/runbooks/beside-pgbackrest.md`, where pgBackRest is installed.
+#[test]
+fn a_trial_beside_pgbackrest_archives_and_restores_from_both() {
+    let other = std::env::var("DR_TEST_PGBACKREST").unwrap_or_else(|_| "/usr/bin/pgbackrest".into());
+    if !Path::new(&other).exists() {
+        eprintln!("pgBackRest is not installed");
+        return;
+    }
+    let shop = Shop::open();
+    let conf = format!(
+        "[global]\nrepo1-path={0}/other\nlog-level-file=off\nlog-level-console=error\nlock-path={0}/lock\nstart-fast=y\n\
+         [main]\npg1-path={0}/data\npg1-port={1}\npg1-socket-path={0}\npg1-user=postgres\n",
+        shop.scratch.path().display(),
+        shop.cluster.port
+    );
+    std::fs::write(shop.at("other.conf"), conf).unwrap();
+    let tool = |arguments: &[&str]| {
+        let mut command = command(&other);
+        ok(command.arg(format!("--config={}", shop.at("other.conf"))).arg("--stanza=main").args(arguments))
+    };
+    let first = shop.cluster.sql("SHOW archive_command");
+    let both = format!("{other} --config={} --stanza=main archive-push %p && {first}", shop.at("other.conf"));
+    tool(&["stanza-create"]);
+    shop.cluster.sql(&format!("ALTER SYSTEM SET archive_command = '{both}'"));
+    shop.cluster.sql("SELECT pg_reload_conf()");
+    shop.cluster.load_tenants(1, 1000);
+    tool(&["backup"]);
+    shop.job(&["backup"]);
+    shop.cluster.sql("DELETE FROM tenant_1.orders WHERE id > 500");
+    let digest = dump_digest(&shop.cluster.conninfo());
+    shop.archive_all();
+    let connection = shop.restore("trial", &["--latest"]);
+    assert_eq!(dump_digest(&connection), digest);
+    assert!(tool(&["info"]).contains("status: ok"));
+}
+
+#[test]
+fn files_outside_the_data_directory_are_kept_and_offered() {
+    let shop = Shop::open();
+    shop.cluster.stop("fast");
+    let etc = shop.scratch.path().join("etc");
+    std::fs::create_dir(&etc).unwrap();
+    for name in ["postgresql.conf", "pg_hba.conf", "pg_ident.conf"] {
+        std::fs::rename(shop.scratch.path().join("data").join(name), etc.join(name)).unwrap();
+    }
+    shop.cluster.start_with_config(&etc);
+    shop.job(&["backup"]);
+    shop.archive_all();
+    let host = shop.at("host-files");
+    let connection = shop.restore("restored", &["--latest", "--host-files", &host]);
+    let kept = Path::new(&host).join(etc.strip_prefix("/").unwrap()).join("pg_hba.conf");
+    assert_eq!(std::fs::read(kept).unwrap(), std::fs::read(etc.join("pg_hba.conf")).unwrap());
+    // Without its configuration the copy runs with the limits that recovery needs.
+    assert_eq!(sql(&connection, "SHOW max_connections"), "123");
+}
+
+/// A standby that polls the archive stays a standby at the end of what is archived, through an outage
+/// too, and replays what comes later.
+#[test]
+fn a_standby_that_polls_is_not_promoted_by_an_outage() {
+    let shop = Shop::open();
+    shop.cluster.load_tenants(1, 500);
+    shop.job(&["backup"]);
+    shop.archive_all();
+    let (repo, key, to) = (shop.at("repo"), shop.at("dr.key"), shop.at("standby"));
+    shop.dr_ok(&["--config", "/dev/null", "--repo", &repo, "--key-file", &key, "restore", "--to", &to]);
+    let standby = Path::new(&to);
+    std::fs::rename(standby.join("recovery.signal"), standby.join("standby.signal")).unwrap();
+    let port = shop.cluster.port + 400;
+    let options = format!("-c port={port} -c wal_retrieve_retry_interval=200ms");
+    let mut pg_ctl = command(bin_dir().join("pg_ctl"));
+    ok(pg_ctl.args(["start", "-w", "-D", &to, "-l", &shop.at("standby.log"), "-o", &options]));
+    let connection = conninfo_of(standby);
+    let wait_for = |query: &str, answer: &str| {
+        let began = Instant::now();
+        while sql(&connection, query) != answer {
+            assert!(began.elapsed() < Duration::from_secs(30), "{query} is not {answer}");
+            std::thread::sleep(Duration::from_millis(100));
+        }
+    };
+    // The archive goes away: exit 200 ends the server rather than the recovery.
+    shop.cluster.sql("CREATE TABLE later AS SELECT 7 AS a");
+    shop.archive_all();
+    wait_for("SELECT to_regclass('later') IS NOT NULL", "t");
+    assert_eq!(sql(&connection, "SELECT pg_is_in_recovery()"), "t");
+    std::fs::rename(&repo, shop.at("away")).unwrap();
+    std::thread::sleep(Duration::from_millis(800));
+    let log = std::fs::read_to_string(shop.at("standby.log")).unwrap();
+    assert!(!log.contains("archive recovery complete") && !log.contains("selected new timeline"), "{log}");
+    std::fs::rename(shop.at("away"), &repo).unwrap();
+    if !standby.join("postmaster.pid").exists() {
+        ok(command(bin_dir().join("pg_ctl")).args([
+            "start",
+            "-w",
+            "-D",
+            &to,
+            "-l",
+            &shop.at("standby.log"),
+            "-o",
+            &options,
+        ]));
+    }
+    shop.cluster.sql("CREATE TABLE latest AS SELECT 8 AS a");
+    shop.archive_all();
+    wait_for("SELECT to_regclass('latest') IS NOT NULL", "t");
+    assert_eq!(sql(&connection, "SELECT pg_is_in_recovery()"), "t");
+}
+
+#[test]
+fn a_signal_stops_a_backup_at_a_safe_point() {
+    let shop = Shop::open();
+    shop.cluster.load_tenants(2, 60_000);
+    let config = shop.at("dr.toml");
+    let mut child = command(&shop.dr);
+    child.current_dir(shop.scratch.path()).args(["--config", &config, "--quiet", "backup", "--full"]);
+    child.stdout(std::process::Stdio::null()).stderr(std::process::Stdio::null());
+    let mut child = child.spawn().unwrap();
+    std::thread::sleep(Duration::from_millis(60));
+    ok(command("/bin/kill").args(["-TERM", &child.id().to_string()]));
+    let status = child.wait().unwrap();
+    assert!([Some(19), Some(0)].contains(&status.code()), "{status}");
+    shop.job(&["backup"]);
+    shop.job(&["verify", "--all"]);
+}

@@ -175,6 +175,21 @@ impl TestCluster {
         ok(pg_ctl.args(["start", "-w", "-t", "60", "-D"]).arg(&self.data).arg("-l").arg(log));
     }
 
+    /// Starts the server with its configuration elsewhere, as Debian does, and an unusual limit.
+    pub fn start_with_config(&self, etc: &Path) {
+        let log = self.socket_dir.join(format!("{}.log", self.port));
+        let files = ["config_file=postgresql.conf", "hba_file=pg_hba.conf", "ident_file=pg_ident.conf"];
+        let place = |pair: &str| {
+            let (name, file) = pair.split_once('=').unwrap();
+            format!("-c {name}={}", etc.join(file).display())
+        };
+        let mut options: Vec<String> = files.iter().map(|pair| place(pair)).collect();
+        options.push("-c max_connections=123".into());
+        let mut pg_ctl = command(bin_dir().join("pg_ctl"));
+        pg_ctl.args(["start", "-w", "-t", "60", "-D"]).arg(&self.data).arg("-l").arg(log);
+        ok(pg_ctl.arg("-o").arg(options.join(" ")));
+    }
+
     /// Stops the server; `mode` as pg_ctl has it.
     pub fn stop(&self, mode: &str) {
         let mut pg_ctl = command(bin_dir().join("pg_ctl"));
