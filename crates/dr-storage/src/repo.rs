@@ -92,7 +92,7 @@ impl Repository {
             KeyBundle { private: zero.clone(), metadata: zero.clone(), digest: zero }
         };
         let id: [u8; 16] = random();
-        let descriptor = Descriptor {
+        let mut descriptor = Descriptor {
             format: FORMAT_MAJOR,
             features_required: Vec::new(),
             id: hex::encode(id),
@@ -102,7 +102,11 @@ impl Repository {
             key_epoch: 1,
             public_key: if spec.encrypted { hex::encode(public) } else { String::new() },
             created: spec.created,
+            check: String::new(),
         };
+        if spec.encrypted {
+            descriptor.check = descriptor.keyed_check(&bundle.digest.0)?;
+        }
         let keys = keys_of(&descriptor, bundle.clone());
         let repo = Repository { inner: Arc::new(Inner { target, descriptor, id, keys }) };
         if spec.encrypted {
@@ -134,25 +138,26 @@ impl Repository {
         };
         let descriptor = Descriptor::parse(&text)?;
         let id = descriptor.id_bytes()?;
-        let keys = if !descriptor.is_encrypted() {
-            Keys { private: None, metadata: None, digest: Some([0; 32]) }
-        } else {
-            match &access {
-                Access::ListOnly => Keys::default(),
-                Access::Host(host) if host.repository != id => {
-                    return Err(RepoError::OtherOwner {
-                        what: "the host key".into(),
-                        found: format!("repository {}", hex::encode(host.repository)),
-                        expected: format!("repository {}", descriptor.id),
-                    });
-                }
-                Access::Host(host) => {
-                    Keys { private: None, metadata: Some(host.metadata.clone()), digest: Some(host.digest.0) }
-                }
-                Access::Key(provider) => {
-                    let bundle = open_slot(target.as_ref(), descriptor.key_epoch, provider.as_ref()).await?;
-                    keys_of(&descriptor, bundle)
-                }
+        let keys = match &access {
+            Access::ListOnly if descriptor.is_encrypted() => Keys::default(),
+            Access::ListOnly => Keys { digest: Some([0; 32]), ..Keys::default() },
+            Access::Host(host) if host.repository != id => {
+                return Err(RepoError::OtherOwner {
+                    what: "the host key".into(),
+                    found: format!("repository {}", hex::encode(host.repository)),
+                    expected: format!("repository {}", descriptor.id),
+                });
+            }
+            Access::Host(host) => {
+                descriptor.verify(&host.digest.0)?;
+                let metadata = descriptor.is_encrypted().then(|| host.metadata.clone());
+                Keys { private: None, metadata, digest: Some(host.digest.0) }
+            }
+            Access::Key(_) if !descriptor.is_encrypted() => return Err(descriptor.not_ours()),
+            Access::Key(provider) => {
+                let bundle = open_slot(target.as_ref(), descriptor.key_epoch, provider.as_ref()).await?;
+                descriptor.verify(&bundle.digest.0)?;
+                keys_of(&descriptor, bundle)
             }
         };
         Ok(Repository { inner: Arc::new(Inner { target, descriptor, id, keys }) })

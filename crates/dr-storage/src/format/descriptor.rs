@@ -47,6 +47,13 @@ pub struct Descriptor {
     pub public_key: String,
     /// When it was made, for people.
     pub created: dr_core::Timestamp,
+    /// A keyed digest of all other fields, in hexadecimal; empty without encryption.
+    ///
+    /// The file is in clear where the storage can change it. Without this, who controls the
+    /// storage could put a public key of his own here, or say that nothing is sealed, and the
+    /// next backup would be his to read.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub check: String,
 }
 
 impl Descriptor {
@@ -84,6 +91,37 @@ impl Descriptor {
     /// Whether content is sealed.
     pub fn is_encrypted(&self) -> bool {
         self.suite == Suite::Aes256Gcm
+    }
+
+    /// The keyed digest of all other fields.
+    pub(crate) fn keyed_check(&self, digest_key: &[u8; 32]) -> Result<String, RepoError> {
+        let mut hasher = blake3::Hasher::new_keyed(digest_key);
+        hasher.update(b"dr repo 1").update(&self.id_bytes()?);
+        hasher.update(&self.format.to_le_bytes()).update(&self.extent.to_le_bytes());
+        hasher.update(&[self.suite.code()]).update(&self.key_epoch.to_le_bytes());
+        hasher.update(&self.public_key_bytes()?).update(&self.compression_level.to_le_bytes());
+        let words = format!("{},{}", self.created, self.features_required.join(","));
+        hasher.update(words.as_bytes());
+        Ok(hex::encode(&hasher.finalize().as_bytes()[..16]))
+    }
+
+    /// Checks that the holders of the digest key wrote this descriptor.
+    pub(crate) fn verify(&self, digest_key: &[u8; 32]) -> Result<(), RepoError> {
+        let ours = match self.suite {
+            // A key that is not all zero was made with a sealed repository.
+            Suite::None => *digest_key == [0; 32],
+            Suite::Aes256Gcm => self.keyed_check(digest_key)? == self.check,
+        };
+        if ours { Ok(()) } else { Err(self.not_ours()) }
+    }
+
+    /// The error for a descriptor that was changed where it is stored.
+    pub(crate) fn not_ours(&self) -> RepoError {
+        let reason = match self.suite {
+            Suite::None => "it says that nothing is sealed, but a key is configured",
+            Suite::Aes256Gcm => "its keyed digest is wrong: it may name a key that is not yours",
+        };
+        RepoError::damaged("repo.json", reason)
     }
 
     pub(crate) fn id_bytes(&self) -> Result<[u8; 16], RepoError> {
