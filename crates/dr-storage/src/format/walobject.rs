@@ -24,6 +24,9 @@ const BOUND_LEN: usize = 72;
 /// Most bytes of a WAL file: PostgreSQL's largest segment.
 const MAX_RAW: u64 = 1 << 30;
 
+/// Most bytes of a frame's content: bounds what a reader allocates for one.
+const MAX_FRAME: u32 = 1 << 20;
+
 /// The header of an archived WAL file, in clear.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct WalHeader {
@@ -106,7 +109,10 @@ impl WalHeader {
         let frames = input.u32()?;
         input.u32()?;
         let filled_to = Lsn(input.u64()?);
-        if raw > MAX_RAW || frame == 0 || raw.div_ceil(u64::from(frame)) != u64::from(frames) {
+        if raw > MAX_RAW
+            || !(1..=MAX_FRAME).contains(&frame)
+            || raw.div_ceil(u64::from(frame)) != u64::from(frames)
+        {
             return Err(input.bad("its sizes do not fit each other"));
         }
         let (digest, sealed_dek) = (input.array()?, input.array()?);

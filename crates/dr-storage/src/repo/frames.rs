@@ -16,7 +16,7 @@ use crate::format::{
 };
 
 /// The largest frame: a part of a file table with 16,384 entries of large files.
-const MAX_RAW: u32 = 64 << 20;
+pub(super) const MAX_RAW: u32 = 64 << 20;
 
 /// Keys of packs that an opener keeps.
 const KEPT_KEYS: usize = 32;

@@ -141,7 +141,7 @@ impl SessionWriter {
         let list = serde_json::to_vec(&PackList { packs }).unwrap_or_default();
         let list = store.document(2, id, 0).encode(key, &[], &list)?;
         let own = cut(&blake3::hash(&list));
-        store.repo.create(&store.name(&format!("session/{id}/packs")), list.into()).await?;
+        self.put_or_compare(&store.name(&format!("session/{id}/packs")), list).await?;
         for session in &mut body.sessions {
             session.packs = if session.id == id { own } else { self.list_digest(session.id).await? };
         }
@@ -161,13 +161,18 @@ impl SessionWriter {
             (serde_json::to_vec(head).unwrap_or_default(), serde_json::to_vec(body).unwrap_or_default());
         let bytes = store.document(1, self.inner.id, 0).encode(key, &head, &body)?;
         let name = store.name(&format!("manifest/{}", self.inner.id));
-        match store.repo.create(&name, bytes.clone().into()).await {
+        self.put_or_compare(&name, bytes).await
+    }
+
+    async fn put_or_compare(&self, name: &str, bytes: Vec<u8>) -> Result<(), RepoError> {
+        let repo = &self.inner.store.repo;
+        match repo.create(name, bytes.clone().into()).await {
             // It may have happened: what is there decides.
             Err(RepoError::Storage {
                 source: StorageError::Indeterminate { .. } | StorageError::AlreadyExists { .. },
             }) => {
-                let found = store.repo.get(&name).await?;
-                if found == bytes { Ok(()) } else { Err(RepoError::Fenced { what: name }) }
+                let found = repo.get(name).await?;
+                if found == bytes { Ok(()) } else { Err(RepoError::Fenced { what: name.to_owned() }) }
             }
             other => other,
         }
@@ -190,8 +195,13 @@ impl SessionWriter {
         let key = store.repo.metadata_key("taking a backup")?;
         let list =
             store.document(2, id, 0).encode(key, &[], &serde_json::to_vec(&packs).unwrap_or_default())?;
-        store.repo.create(&store.name(&format!("session/{id}/packs")), list.clone().into()).await?;
-        Ok(cut(&blake3::hash(&list)))
+        let name = store.name(&format!("session/{id}/packs"));
+        match self.put_or_compare(&name, list.clone()).await {
+            Ok(()) => Ok(cut(&blake3::hash(&list))),
+            // Another backup closed the same session: sealed again, the same list has other bytes.
+            Err(RepoError::Fenced { .. }) if store.packs(id).await? == packs => store.list_digest(id).await,
+            Err(error) => Err(error),
+        }
     }
 
     /// The newest manifest before this one, and the digest of its object.
@@ -243,6 +253,9 @@ impl PackWriter {
 
     /// Compresses, seals and appends a frame. Blocks while too many packs are being stored.
     pub fn append(&mut self, raw: &[u8]) -> Result<FrameRef, RepoError> {
+        if raw.len() > super::frames::MAX_RAW as usize {
+            return Err(RepoError::Bug { what: "a frame is larger than a reader accepts".into() });
+        }
         self.compress(raw)?;
         if self.open.is_none() {
             self.open = Some(self.begin_pack());

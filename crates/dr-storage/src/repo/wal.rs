@@ -173,14 +173,15 @@ impl WalStore {
             let plain =
                 sealed.get(..len).filter(|p| !p.is_empty()).ok_or_else(|| damaged("a frame is cut"))?;
             let expected = (header.raw - written).min(u64::from(header.frame)) as usize;
-            if plain[0] == 1 {
-                raw.clear();
-                raw.reserve(expected);
-                zstd.decompress_to_buffer(&plain[1..], &mut raw)
-                    .map_err(|_| damaged("a frame cannot be decompressed"))?;
-            } else {
-                raw.clear();
-                raw.extend_from_slice(&plain[1..]);
+            raw.clear();
+            match plain[0] {
+                0 => raw.extend_from_slice(&plain[1..]),
+                1 => {
+                    raw.reserve(expected);
+                    zstd.decompress_to_buffer(&plain[1..], &mut raw)
+                        .map_err(|_| damaged("a frame cannot be decompressed"))?;
+                }
+                _ => return Err(damaged("the codec of a frame is unknown")),
             }
             if raw.len() != expected {
                 return Err(damaged("a frame has a wrong length"));
