@@ -18,6 +18,10 @@ pub const INLINE_LEN: usize = 64;
 /// A part of the table is closed with this many entries at the latest.
 pub const MAX_SHARD_ENTRIES: usize = 16_384;
 
+/// The longest path: PATH_MAX of Linux, every byte written as `%XX`, and room.
+/// Entries share prefixes, so without a limit few bytes could become very many.
+const MAX_PATH: usize = 16 << 10;
+
 /// One file, directory or link of a cluster.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FileEntry {
@@ -157,7 +161,10 @@ impl Shard {
         }
         let sessions = input.sessions()?;
         let count = input.count(5)?;
-        let mut entries: Vec<FileEntry> = Vec::with_capacity(count.min(MAX_SHARD_ENTRIES));
+        if count > MAX_SHARD_ENTRIES {
+            return Err(input.bad("it has too many entries"));
+        }
+        let mut entries: Vec<FileEntry> = Vec::with_capacity(count);
         for _ in 0..count {
             let previous = entries.last().map_or("", |entry| entry.path.as_str());
             let entry = decode_entry(&mut input, &sessions, previous)?;
@@ -234,7 +241,11 @@ fn decode_entry(
 ) -> Result<FileEntry, RepoError> {
     let shared = input.varint()? as usize;
     let prefix = previous.get(..shared).ok_or_else(|| input.bad("a name continues one that is not there"))?;
-    let path = format!("{prefix}{}", input.text()?);
+    let rest = input.text()?;
+    if prefix.len() + rest.len() > MAX_PATH {
+        return Err(input.bad("a name is too long"));
+    }
+    let path = format!("{prefix}{rest}");
     let kind = match input.u8()? {
         0 => EntryKind::Regular,
         1 => EntryKind::Directory,
