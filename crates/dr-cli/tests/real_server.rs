@@ -575,3 +575,67 @@ fn a_signal_stops_a_backup_at_a_safe_point() {
     shop.job(&["backup"]);
     shop.job(&["verify", "--all"]);
 }
+
+#[test]
+fn a_restore_killed_at_any_moment_cannot_start_and_is_continued() {
+    let shop = Shop::open();
+    shop.cluster.load_tenants(2, 30_000);
+    shop.job(&["backup"]);
+    shop.archive_all();
+    let digest = dump_digest(&shop.cluster.conninfo());
+    let (repo, key) = (shop.at("repo"), shop.at("dr.key"));
+    let mut killed = 0;
+    for (number, wait_ms) in [10, 30, 60, 90, 130].into_iter().enumerate() {
+        let to = shop.at(&format!("killed-{number}"));
+        let fixed =
+            ["--config", "/dev/null", "--repo", &repo, "--key-file", &key, "--quiet", "restore", "--to", &to];
+        let mut child = command(&shop.dr);
+        child.args(fixed).stdout(std::process::Stdio::null()).stderr(std::process::Stdio::null());
+        let mut child = child.spawn().unwrap();
+        std::thread::sleep(Duration::from_millis(wait_ms));
+        let finished = child.try_wait().unwrap().is_some();
+        let _ = child.kill();
+        child.wait().unwrap();
+        let marked = Path::new(&to).join("dr-restore.json").exists();
+        if !finished && marked {
+            killed += 1;
+            let control = Path::new(&to).join("global/pg_control").exists();
+            let mut start = command(bin_dir().join("pg_ctl"));
+            let started = run(start.args(["start", "-W", "-D", &to, "-l", &shop.at("never.log")]));
+            std::thread::sleep(Duration::from_millis(100));
+            assert!(control || !Path::new(&to).join("postmaster.pid").exists(), "{started:?}");
+        }
+        // The same command with --delta goes on, wherever it was stopped.
+        if !Path::new(&to).join("postmaster.pid").exists() {
+            shop.dr_ok(&[&fixed[..], &["--delta", "--start"]].concat());
+            assert_eq!(dump_digest(&conninfo_of(Path::new(&to))), digest, "killed after {wait_ms} ms");
+        }
+        stop_server(Path::new(&to));
+    }
+    assert!(killed >= 1, "{killed}");
+}
+
+#[test]
+fn a_push_killed_at_any_moment_is_repeated_and_nothing_is_lost() {
+    let shop = Shop::open();
+    shop.cluster.load_tenants(1, 20_000);
+    shop.archive_all();
+    let (repo, config) = (shop.at("repo"), shop.at("dr.toml"));
+    let wal = shop.cluster.sql("SELECT last_archived_wal FROM pg_stat_archiver");
+    let path = shop.scratch.path().join("data/pg_wal").join(&wal).display().to_string();
+    let stored = ok(command("/usr/bin/find").args([&repo, "-name", &wal])).trim().to_owned();
+    for wait_ms in [1, 4, 8, 15, 25, 40] {
+        std::fs::remove_file(&stored).unwrap();
+        let mut child = command(&shop.dr);
+        child.args(["--config", &config, "wal", "push", &path]);
+        let mut child = child.stderr(std::process::Stdio::null()).spawn().unwrap();
+        std::thread::sleep(Duration::from_millis(wait_ms));
+        let _ = child.kill();
+        child.wait().unwrap();
+        // Whole or absent; the next try succeeds either way.
+        shop.job(&["wal", "push", &path]);
+        let out = shop.at("fetched");
+        shop.job(&["wal", "fetch", &wal, &out]);
+        assert!(std::fs::read(&out).unwrap() == std::fs::read(&path).unwrap(), "killed after {wait_ms} ms");
+    }
+}

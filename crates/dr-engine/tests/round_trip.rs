@@ -5,7 +5,7 @@ mod common;
 
 use common::*;
 use dr_storage::format::{BackupStatus, EXTENT_LEN, STRETCH_LEN};
-use dr_testkit::sim::{BAD, PAGE, Random, SimCluster};
+use dr_testkit::sim::{BAD, PAGE, Random, SimCluster, TORN};
 
 /// Small, inline, empty, large, sparse and odd files.
 fn populate(cluster: &SimCluster, random: &mut Random) {
@@ -249,4 +249,17 @@ async fn a_delta_restore_fetches_only_what_differs() {
         report.bytes_fetched,
         fresh.bytes_fetched
     );
+}
+
+/// A page that was caught while it was written is whole after replay: it does not degrade a backup.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_torn_page_is_counted_and_does_not_degrade_the_backup() {
+    let mut random = Random::new(12);
+    let cluster = SimCluster::new(7);
+    cluster.put_relation("base/5/100", 100, &mut random);
+    cluster.edit("base/5/100", |c| c[40 * PAGE..40 * PAGE + 8].copy_from_slice(TORN));
+    let bench = Bench::new().await;
+    let context = bench.context(&cluster).await;
+    let report = back_up(&context, &cluster, &options()).await.unwrap();
+    assert_eq!((report.backup.status, report.backup.torn_pages), (BackupStatus::Complete, 1));
 }

@@ -23,6 +23,9 @@ pub const PAGE: usize = 8192;
 /// A page that begins with this is bad, whatever its place.
 pub const BAD: &[u8; 8] = b"BADPAGE!";
 
+/// A page that begins with this is being written while it is read: wrong, and newer than any backup.
+pub const TORN: &[u8; 8] = b"TORNPAGE";
+
 /// A clock that moves a second a look.
 #[derive(Debug, Default)]
 pub struct TickingClock(AtomicU64);
@@ -256,7 +259,7 @@ impl PageChecker for SimPages {
 
     fn check(&self, pages: &[u8], _: u32, bad: &mut Vec<BadPage>) {
         for (index, page) in pages.chunks_exact(PAGE).enumerate() {
-            if &page[..8] == BAD {
+            if &page[..8] == BAD || &page[..8] == TORN {
                 bad.push(BadPage { index: index as u32, found: 1, expected: 2 });
             }
         }
@@ -265,6 +268,9 @@ impl PageChecker for SimPages {
     fn page_lsn(&self, page: &[u8]) -> Lsn {
         if page.starts_with(BAD) {
             return Lsn(0);
+        }
+        if page.starts_with(TORN) {
+            return Lsn(u64::MAX);
         }
         let half = |at: usize| u64::from(u32::from_le_bytes(page[at..at + 4].try_into().unwrap()));
         Lsn(half(0) << 32 | half(4))
