@@ -14,11 +14,11 @@ pub use descriptor::{Descriptor, Suite};
 pub use entry::{
     Content, EntryKind, FileEntry, INLINE_LEN, MAX_SHARD_ENTRIES, MapRef, Shard, ShardRef, StatMark,
 };
-pub(crate) use manifest::SealedDocument;
 pub use manifest::{
     BackupStatus, BadPageRecord, Manifest, ManifestBody, ManifestHead, Point, SessionBegin, SessionRef,
     WalkMark,
 };
+pub(crate) use manifest::{MAX_DOCUMENT_HEAD, SealedDocument};
 pub use map::{BadMark, ExtentEntry, PatchedPage, PrintsRef, StretchMap};
 pub(crate) use pack::{FRAME_OVERHEAD, PACK_END, PACK_HEADER_LEN, frame_aad, frame_nonce, pack_key};
 pub use pack::{PackHeader, PackInfo, PackKind, PackList};

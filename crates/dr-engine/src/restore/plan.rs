@@ -266,9 +266,11 @@ fn check_host(instance: &dyn Instance, options: &RestoreOptions, manifest: &Mani
         let fix = "After the restore: REINDEX, then ALTER DATABASE … REFRESH COLLATION VERSION.";
         findings.push(Finding::warning("collation", detail, fix));
     }
-    if options.start && rustix::process::geteuid().is_root() {
+    if rustix::process::geteuid().is_root() {
+        let detail =
+            "PostgreSQL does not run as root, and the restored files would belong to root".to_owned();
         let fix = "Run dr as the user that owns the data directory, as: runuser -u postgres -- dr restore …";
-        findings.push(Finding::bad("user", "PostgreSQL does not run as root", fix));
+        findings.push(serious("user", detail, fix.into()));
     }
     findings
 }

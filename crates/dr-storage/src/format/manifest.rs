@@ -14,6 +14,8 @@ const MAGIC: &[u8; 8] = b"DRDOC\x01\n\0";
 const FIXED_LEN: usize = 8 + 8 + 16 + 8 + 12 + 4 + 16;
 /// Most bytes of a clear head.
 const MAX_HEAD: usize = 16 << 10;
+/// So many bytes at the start of a document hold its whole head.
+pub(crate) const MAX_DOCUMENT_HEAD: u64 = (FIXED_LEN + 4 + MAX_HEAD) as u64;
 /// Most bytes of an opened document: 6 million files have a table of contents of 1 MB.
 const MAX_BODY: usize = 1 << 30;
 

@@ -3,14 +3,20 @@
 use std::collections::BTreeMap;
 
 use dr_core::guard::Guard;
-use dr_core::port::StorageError;
+use dr_core::port::{ObjectInfo, StorageError};
 use dr_core::{BackupId, SegmentSize, SystemId, Timestamp};
+use futures_util::{StreamExt, TryStreamExt};
 use serde::{Deserialize, Serialize};
 
 use super::{FrameReader, Repository, SessionWriter, WalStore};
 use crate::error::RepoError;
-use crate::format::{Manifest, ManifestBody, ManifestHead, PackList, Point, SealedDocument, SessionBegin};
+use crate::format::{
+    MAX_DOCUMENT_HEAD, Manifest, ManifestBody, ManifestHead, PackList, Point, SealedDocument, SessionBegin,
+};
 use crate::journal::Journal;
+
+/// Manifest heads read at the same time.
+const HEADS_AT_ONCE: usize = 16;
 
 /// What a cluster is, in clear.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -113,15 +119,23 @@ impl ClusterStore {
     ///
     /// Heads are in clear, so this needs no key; [`manifest`](Self::manifest) verifies.
     pub async fn heads(&self) -> Result<Vec<ManifestHead>, RepoError> {
-        let mut heads = Vec::new();
-        for object in self.repo.list(&self.name("manifest/")).await? {
-            let name = object.key.as_str();
-            let Some(Ok(id)) = name.rsplit('/').next().map(str::parse::<BackupId>) else { continue };
-            let bytes = self.repo.get(name).await?;
-            heads.push(self.parse_head(id, self.document(1, id, 0).head(&bytes)?)?);
-        }
+        let listed = self.repo.list(&self.name("manifest/")).await?;
+        let named = listed.into_iter().filter_map(|object| {
+            let id = object.key.as_str().rsplit('/').next()?.parse::<BackupId>().ok()?;
+            Some((id, object))
+        });
+        let heads = futures_util::stream::iter(named).map(|(id, object)| self.head(id, object));
+        let mut heads: Vec<ManifestHead> = heads.buffered(HEADS_AT_ONCE).try_collect().await?;
         heads.sort_by_key(|head| (head.start.timeline, head.start.lsn, head.id.time()));
         Ok(heads)
+    }
+
+    /// Reads the clear head at the start of a manifest.
+    async fn head(&self, id: BackupId, object: ObjectInfo) -> Result<ManifestHead, RepoError> {
+        let range = 0..object.size.min(MAX_DOCUMENT_HEAD);
+        let read = self.repo.target().get(&object.key, Some(range)).await;
+        let bytes = read.map_err(RepoError::from_storage)?;
+        self.parse_head(id, self.document(1, id, 0).head(&bytes)?)
     }
 
     fn parse_head(&self, id: BackupId, bytes: &[u8]) -> Result<ManifestHead, RepoError> {
