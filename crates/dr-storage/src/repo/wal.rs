@@ -4,7 +4,7 @@ use std::io::Write;
 
 use bytes::Bytes;
 use dr_core::guard::Guard;
-use dr_core::port::{Payload, StorageError};
+use dr_core::port::{Key, Payload, StorageError};
 use dr_core::{Lsn, SegmentSize, Timeline, TimelineHistory, Timestamp, WalName, WalSegment};
 
 use super::{ClusterStore, key};
@@ -135,9 +135,29 @@ impl WalStore {
         let prefix = self.log_prefix(segment);
         let wanted = format!("{prefix}{}.partial-", segment.file_name(self.size));
         let listed = self.store.repo.list(&prefix).await?;
-        // Several can stand side by side; the last one written has the most.
-        let partials = listed.iter().filter(|o| o.key.as_str().starts_with(&wanted));
-        Ok(partials.max_by_key(|o| o.modified).map(|o| o.key.as_str().to_owned()))
+        let partials: Vec<_> =
+            listed.into_iter().filter(|o| o.key.as_str().starts_with(&wanted)).map(|o| o.key).collect();
+        match &partials[..] {
+            [] => Ok(None),
+            [one] => Ok(Some(one.as_str().to_owned())),
+            _ => self.fullest(partials).await.map(Some),
+        }
+    }
+
+    /// Of several incomplete segments the one that goes furthest. Times do not tell: a copied
+    /// archive has new ones.
+    async fn fullest(&self, partials: Vec<Key>) -> Result<String, RepoError> {
+        let digest_key = self.store.repo.digest_key("fetching WAL")?;
+        let mut best: Option<(Lsn, String)> = None;
+        for name in partials {
+            let range = Some(0..WAL_HEADER_LEN as u64);
+            let head = self.store.repo.target().get(&name, range).await.map_err(RepoError::from_storage)?;
+            let filled_to = WalHeader::decode(&head, &digest_key)?.filled_to;
+            if best.as_ref().is_none_or(|(most, _)| filled_to > *most) {
+                best = Some((filled_to, name.as_str().to_owned()));
+            }
+        }
+        best.map(|(_, name)| name).ok_or_else(|| RepoError::Bug { what: "no partial segment".into() })
     }
 
     fn open(
