@@ -117,6 +117,20 @@ impl SimCluster {
         state.files.insert(path.to_owned(), (content, now));
     }
 
+    /// Puts a link; below `pg_tblspc` it is a tablespace, by its OID.
+    pub fn put_link(&self, path: &str, target: &str) {
+        self.state.lock().unwrap().links.insert(path.to_owned(), target.to_owned());
+    }
+
+    fn tablespaces(&self) -> Vec<TablespaceFacts> {
+        let state = self.state.lock().unwrap();
+        let space = |(path, target): (&String, &String)| {
+            let oid = path.strip_prefix("pg_tblspc/")?.parse().ok()?;
+            Some(TablespaceFacts { oid, name: format!("space_{oid}"), location: target.clone() })
+        };
+        state.links.iter().filter_map(space).collect()
+    }
+
     /// A relation file of `pages` pages of rows.
     pub fn put_relation(&self, path: &str, pages: usize, random: &mut Random) {
         let mut content = Vec::with_capacity(pages * PAGE);
@@ -405,7 +419,7 @@ impl BackupSession for SimSession {
     }
 
     async fn tablespaces(&mut self) -> Result<Vec<TablespaceFacts>, SourceError> {
-        Ok(Vec::new())
+        Ok(self.cluster.tablespaces())
     }
 
     async fn host_files(&mut self) -> Result<Vec<HostFile>, SourceError> {
@@ -432,7 +446,12 @@ impl BackupSession for SimSession {
             timeline: Timeline(1),
             time: time_of(lsn),
             backup_label: format!("START WAL LOCATION: {} (file x)\nSTART TIMELINE: 1\n", self.start.lsn),
-            tablespace_map: String::new(),
+            tablespace_map: self
+                .cluster
+                .tablespaces()
+                .iter()
+                .map(|space| format!("{} {}\n", space.oid, space.location))
+                .collect(),
         };
         Ok((stop, control_bytes(self.cluster.system_id)))
     }
