@@ -25,14 +25,14 @@ const PATIENCE: Duration = Duration::from_secs(120);
 
 /// Runs the demo.
 pub fn main(args: &[String]) -> Result<(), String> {
-    let debug = match args {
-        [] => false,
-        [flag] if flag == "--debug" => true,
-        _ => return Err("demo knows only --debug".into()),
-    };
     let bin = environment::ensure_postgres()?;
     let user = User::of_server()?;
-    let program = build(debug)?;
+    let program = match args {
+        [] => build(false)?,
+        [flag] if flag == "--debug" => build(true)?,
+        [flag, program] if flag == "--program" => PathBuf::from(program),
+        _ => return Err("demo knows only --debug and --program FILE".into()),
+    };
     let mut stage = Stage::set_up(bin, user, &program)?;
     let outcome = stage.play();
     if outcome.is_err() {

@@ -146,8 +146,13 @@ fn test(steps: &mut Steps, options: &Options, scratch: &Scratch) {
     if options.quick {
         return;
     }
-    run_examples(steps, scratch);
-    steps.run("demo", minutes(8), own(&["demo", "--debug"]));
+    // With the tests, so that the same features are on and nothing is built twice.
+    let programs = cargo(&["build", "--workspace", "--bins", "--tests"]);
+    if steps.run("build programs", minutes(10), programs) == State::Passed {
+        run_examples(steps, scratch);
+        let dr = environment::target().join("debug/dr");
+        steps.run("demo", minutes(5), own(&["demo", "--program", &dr.to_string_lossy()]));
+    }
     if nextest {
         steps.run("guards", minutes(15), own(&["guards"]));
     } else {
@@ -157,17 +162,14 @@ fn test(steps: &mut Steps, options: &Options, scratch: &Scratch) {
 
 /// This program with another task.
 fn own(args: &[&str]) -> Command {
-    let mut command = Command::new(std::env::current_exe().unwrap_or_else(|_| "xtask".into()));
+    // Not `current_exe`: the build of the programs may have put another file in its place.
+    let mut command = Command::new(format!("/proc/{}/exe", std::process::id()));
     command.args(args).current_dir(environment::root());
     command
 }
 
 /// Runs each program of the `examples` package, as somebody whom PostgreSQL accepts.
 fn run_examples(steps: &mut Steps, scratch: &Scratch) {
-    let build = cargo(&["build", "--package", "dr-examples", "--bins"]);
-    if steps.run("build examples", Duration::from_secs(600), build) != State::Passed {
-        return;
-    }
     let user = match User::of_server() {
         Ok(user) => user,
         Err(error) => return steps.not_run("examples", &error),
