@@ -1,6 +1,7 @@
 //! Servers on restored directories.
 
 mod log;
+mod options;
 mod settings;
 
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
@@ -65,7 +66,12 @@ impl LocalInstance {
         let pid: u32 = lines.first()?.trim().parse().ok()?;
         // A file left by a crash names a process that is gone, or that is no server.
         let command = std::fs::read_to_string(format!("/proc/{pid}/comm")).ok()?;
-        command.starts_with("postgres").then(|| PidFile {
+        // The number may have come to another cluster's server since: a server stays in its data
+        // directory (ChangeToDataDir in miscinit.c). Another user's link cannot be read; then the
+        // file is believed.
+        let elsewhere = std::fs::read_link(format!("/proc/{pid}/cwd"))
+            .is_ok_and(|place| std::fs::canonicalize(data).is_ok_and(|data| data != place));
+        (command.starts_with("postgres") && !elsewhere).then(|| PidFile {
             pid,
             port: lines.get(3).and_then(|l| l.trim().parse().ok()).unwrap_or(5432),
             socket_dir: lines.get(4).map(|l| l.trim().to_owned()).unwrap_or_default(),
@@ -157,28 +163,13 @@ impl Instance for LocalInstance {
         };
         let log = data.join(LOG);
         let _ = std::fs::remove_file(&log);
-        let mut options = vec!["-c lc_messages=C", "-c logging_collector=off", "-c log_destination=stderr"]
-            .into_iter()
-            .map(str::to_owned)
-            .collect::<Vec<_>>();
-        options.push("-c log_min_messages=warning -c timezone=UTC -c log_timezone=UTC".into());
+        let sockets = socket_dir(data);
         if !public {
-            let sockets = socket_dir(data);
             private_dir(&sockets, data).map_err(file("create", &sockets))?;
-            options.push(format!(
-                "-c listen_addresses= -c unix_socket_directories={0} -c hba_file={0}/hba -c ssl=off -c hot_standby=on",
-                sockets.display()
-            ));
         }
+        let options = options::server_options(data, (!public).then_some(sockets.as_path()));
         let mut command = command_as_owner(&bin_dir.join("pg_ctl"), data).map_err(file("look at", data))?;
-        command
-            .arg("start")
-            .arg("-D")
-            .arg(data)
-            .arg("-l")
-            .arg(&log)
-            .args(["-W", "-s", "-o"])
-            .arg(options.join(" "));
+        command.arg("start").arg("-D").arg(data).arg("-l").arg(&log).args(["-W", "-s", "-o"]).arg(options);
         // The server must not hold a pipe of ours: whoever waits for its end would wait for ever.
         command.stdout(Stdio::null()).stderr(Stdio::null());
         let status = tokio::task::spawn_blocking(move || command.status()).await;

@@ -7,14 +7,8 @@ use dr_core::port::{ClusterError, RecoveryEnd};
 use dr_core::{Lsn, Timeline, TimelineHistory, Timestamp};
 
 /// Failures of clients that came too early say nothing about the recovery.
-const HARMLESS: [&str; 6] = [
-    "the database system is starting up",
-    "the database system is not yet accepting connections",
-    "the database system is shutting down",
-    "terminating connection due to",
-    "terminating walreceiver",
-    "does not exist",
-];
+const HARMLESS: [&str; 5] =
+    ["the database system is ", "terminating ", "role \"", "database \"", "sorry, too many clients already"];
 
 /// Lines that end a recovery at its target.
 const STOPPING: [&str; 2] = ["recovery stopping ", "pausing at the end of recovery"];
@@ -53,7 +47,7 @@ fn parse(text: &str) -> RecoveryEnd {
             end.last_commit = time(rest);
         } else if let Some(rest) = message.strip_prefix("selected new timeline ID: ") {
             end.new_timeline = rest.trim().parse().ok().map(Timeline);
-        } else if (is("FATAL") || is("PANIC")) && !HARMLESS.iter().any(|h| message.contains(h)) {
+        } else if (is("FATAL") || is("PANIC")) && !HARMLESS.iter().any(|h| message.starts_with(h)) {
             end.failed = true;
         } else {
             keep = false;
@@ -100,6 +94,16 @@ mod tests {
         assert_eq!(end.new_timeline, Some(Timeline(2)));
         assert_eq!(end.last_commit, "2026-11-26T20:58:59.25Z".parse().ok());
         assert_eq!(end.evidence.len(), 4);
+    }
+
+    #[test]
+    fn what_early_clients_are_told_is_not_a_failure_and_a_missing_timeline_is() {
+        let failed = |message: &str| parse(&format!("x [1] FATAL:  {message}\n")).failed;
+        assert!(!failed("role \"dr\" does not exist"));
+        assert!(!failed("the database system is not accepting connections"));
+        assert!(!failed("terminating background worker \"x\" due to administrator command"));
+        assert!(failed("recovery target timeline 7 does not exist"));
+        assert!(failed("could not locate a valid checkpoint record"));
     }
 
     #[test]

@@ -11,18 +11,29 @@ use dr_core::port::{ClusterError, RecoverySpec, RecoveryTarget, TargetAction};
 const BEGIN: &str = "# --- recovery settings written by dr restore";
 
 /// Settings that must not survive from the cluster's earlier life.
-const OURS: [&str; 11] = [
+const OURS: [&str; 6] = [
     "restore_command",
-    "recovery_target",
-    "recovery_target_name",
-    "recovery_target_time",
-    "recovery_target_xid",
-    "recovery_target_lsn",
     "recovery_target_inclusive",
     "recovery_target_timeline",
     "recovery_target_action",
     "primary_conninfo",
     "primary_slot_name",
+];
+
+/// Settings that must not survive in any file: they are written with these values, since another
+/// configuration file may hold them and PostgreSQL refuses two targets (`xlogrecovery.c`,
+/// `error_multiple_recovery_targets`). The empty ones come first, ours after them: the target is
+/// assigned in the order of the file.
+const NEUTRAL: [(&str, &str); 8] = [
+    ("recovery_target", ""),
+    ("recovery_target_name", ""),
+    ("recovery_target_time", ""),
+    ("recovery_target_xid", ""),
+    ("recovery_target_lsn", ""),
+    // Commands of the first server: they may remove WAL from its archive or move its address.
+    ("archive_cleanup_command", ""),
+    ("recovery_end_command", ""),
+    ("recovery_min_apply_delay", "0"),
 ];
 
 pub(super) fn write(data: &Path, control: &[u8], spec: &RecoverySpec) -> Result<(), ClusterError> {
@@ -46,8 +57,10 @@ pub(super) fn write(data: &Path, control: &[u8], spec: &RecoverySpec) -> Result<
 fn merged(old: &str, spec: &RecoverySpec) -> String {
     let mut text = String::new();
     for line in old.lines().filter(|line| *line != BEGIN) {
-        let name = line.split(['=', ' ', '\t']).next().unwrap_or("").trim();
-        let replaced = OURS.contains(&name) || spec.settings.iter().any(|(setting, _)| setting == name);
+        let name = line.trim_start().split(['=', ' ', '\t']).next().unwrap_or("").to_ascii_lowercase();
+        let replaced = OURS.contains(&name.as_str())
+            || NEUTRAL.iter().any(|(setting, _)| *setting == name)
+            || spec.settings.iter().any(|(setting, _)| *setting == name);
         if !replaced {
             text.push_str(line);
             text.push('\n');
@@ -56,26 +69,40 @@ fn merged(old: &str, spec: &RecoverySpec) -> String {
     text.push_str(BEGIN);
     text.push('\n');
     for (name, value) in settings(spec) {
-        text.push_str(&format!("{name} = '{}'\n", value.replace('\'', "''")));
+        text.push_str(&format!("{name} = '{}'\n", quoted(&value)));
     }
     text
 }
 
+/// A value as `GUC_scanstr` in `guc-file.l` reads it.
+fn quoted(value: &str) -> String {
+    value.replace('\\', "\\\\").replace('\'', "''").replace('\n', "\\n")
+}
+
 fn settings(spec: &RecoverySpec) -> Vec<(String, String)> {
-    let mut out: Vec<(&str, String)> = vec![
+    let chosen = match &spec.target {
+        RecoveryTarget::Latest => "",
+        RecoveryTarget::Immediate => "recovery_target",
+        RecoveryTarget::Time { .. } => "recovery_target_time",
+        RecoveryTarget::Lsn { .. } => "recovery_target_lsn",
+        RecoveryTarget::Xid { .. } => "recovery_target_xid",
+        RecoveryTarget::Name { .. } => "recovery_target_name",
+    };
+    let neutral = NEUTRAL.iter().filter(|(name, _)| *name != chosen);
+    let mut out: Vec<(&str, String)> = neutral.map(|(name, value)| (*name, (*value).to_owned())).collect();
+    out.extend([
         ("restore_command", spec.restore_command.clone()),
         ("recovery_target_timeline", spec.timeline.to_string()),
-    ];
-    match &spec.target {
-        RecoveryTarget::Latest => {}
-        RecoveryTarget::Immediate => out.push(("recovery_target", "immediate".into())),
-        RecoveryTarget::Time { time } => {
-            out.push(("recovery_target_time", time.strftime("%Y-%m-%d %H:%M:%S%.6f+00").to_string()));
-        }
-        RecoveryTarget::Lsn { lsn } => out.push(("recovery_target_lsn", lsn.to_string())),
-        RecoveryTarget::Xid { xid } => out.push(("recovery_target_xid", xid.to_string())),
-        RecoveryTarget::Name { name } => out.push(("recovery_target_name", name.clone())),
-    }
+    ]);
+    let value = match &spec.target {
+        RecoveryTarget::Latest => None,
+        RecoveryTarget::Immediate => Some("immediate".to_owned()),
+        RecoveryTarget::Time { time } => Some(time.strftime("%Y-%m-%d %H:%M:%S%.6f+00").to_string()),
+        RecoveryTarget::Lsn { lsn } => Some(lsn.to_string()),
+        RecoveryTarget::Xid { xid } => Some(xid.to_string()),
+        RecoveryTarget::Name { name } => Some(name.clone()),
+    };
+    out.extend(value.map(|value| (chosen, value)));
     if spec.target != RecoveryTarget::Latest {
         let action = match spec.action {
             TargetAction::Promote => "promote",
