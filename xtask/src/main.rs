@@ -4,6 +4,7 @@
 //! child process has a deadline, no standard input, and a log file in place of our standard
 //! output: a forgotten server can then never keep CI waiting on an open pipe.
 
+mod bench;
 mod child;
 mod demo;
 mod environment;
@@ -28,6 +29,7 @@ usage: cargo xtask <task>
   soak --budget 2h           repeat the randomised and the long tests until the budget is used
   gen                        write the documents that are made from code
   demo [--debug]             a disposable cluster, a mistake, and the way back
+  bench-peers [--rounds 5]   dr beside pgBackRest, as ratios (benches/README.md)
 ";
 
 fn main() -> ExitCode {
@@ -38,6 +40,7 @@ fn main() -> ExitCode {
         Some("demo") => demo::main(rest),
         Some("guards") => guards::main(rest),
         Some("soak") => soak::main(rest),
+        Some("bench-peers") => bench::main(rest),
         Some("gen") => generate::main(),
         Some("tidy") => tidy::main(),
         Some("help" | "--help" | "-h") => {
