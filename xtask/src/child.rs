@@ -172,15 +172,58 @@ fn signal_to(whom: &str, signal: &str) {
         .status();
 }
 
+/// No short command takes longer.
+const SHORT: Duration = Duration::from_secs(120);
+
 /// The output of a short command, as text; an error says what it printed.
+///
+/// It goes through files: a pipe would be held open by whatever the command left behind.
 pub fn output(command: &mut Command) -> Result<String, String> {
     let name = format!("{command:?}");
-    let output =
-        command.stdin(Stdio::null()).output().map_err(|error| format!("cannot start {name}: {error}"))?;
-    if !output.status.success() {
-        return Err(format!("{name}: {}\n{}", output.status, String::from_utf8_lossy(&output.stderr)));
+    let failed = |what: &str, error: std::io::Error| format!("{what} {name}: {error}");
+    static COUNT: AtomicU32 = AtomicU32::new(0);
+    let number = COUNT.fetch_add(1, Ordering::Relaxed);
+    let base = std::env::temp_dir().join(format!("xtask-output-{}-{number}", std::process::id()));
+    let (out, err) = (base.with_extension("out"), base.with_extension("err"));
+    let open = |path: &Path| File::create(path).map_err(|error| failed("cannot keep the output of", error));
+    let spawned =
+        command.stdin(Stdio::null()).stdout(open(&out)?).stderr(open(&err)?).process_group(0).spawn();
+    let ended = match spawned {
+        Ok(mut child) => {
+            let ended = wait(&mut child, SHORT).map_err(|error| failed("cannot wait for", error));
+            // A server has a session of its own by now; whatever else is left is not wanted.
+            kill_group(child.id(), "KILL");
+            ended
+        }
+        Err(error) => Err(failed("cannot start", error)),
+    };
+    let read = |path: &Path| {
+        let bytes = std::fs::read(path).unwrap_or_default();
+        let _ = std::fs::remove_file(path);
+        String::from_utf8_lossy(&bytes).into_owned()
+    };
+    let (out, err) = (read(&out), read(&err));
+    match ended? {
+        Some(status) if status.success() => Ok(out),
+        Some(status) => Err(format!("{name}: {status}\n{err}")),
+        None => Err(format!("{name}: did not end within {} s\n{err}", SHORT.as_secs())),
     }
-    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
+/// Waits for a child that leads its group; `None`: it was killed at the limit.
+fn wait(child: &mut std::process::Child, limit: Duration) -> std::io::Result<Option<ExitStatus>> {
+    let started = Instant::now();
+    loop {
+        if let Some(status) = child.try_wait()? {
+            return Ok(Some(status));
+        }
+        if started.elapsed() > limit {
+            kill_group(child.id(), "KILL");
+            child.wait()?;
+            return Ok(None);
+        }
+        std::thread::sleep(Duration::from_millis(3));
+    }
 }
 
 /// The last lines of a log, for a message.
@@ -226,6 +269,15 @@ mod tests {
         assert_eq!(ended, Ended::Well);
         assert!(started.elapsed() < Duration::from_secs(10));
         let _ = std::fs::remove_file(path);
+    }
+
+    #[test]
+    fn output_is_had_although_a_background_process_holds_it() {
+        let started = Instant::now();
+        let text = output(&mut sh("echo said; sleep 65 &")).expect("output");
+        assert_eq!(text, "said\n");
+        assert!(started.elapsed() < Duration::from_secs(20));
+        assert!(output(&mut sh("echo why >&2; exit 3")).is_err_and(|error| error.contains("why")));
     }
 
     #[test]

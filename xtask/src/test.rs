@@ -103,11 +103,11 @@ fn check(steps: &mut Steps, options: &Options) {
     let minutes = |count: u64| Duration::from_secs(count * 60);
     steps.run("fmt", minutes(2), cargo(&["fmt", "--all", "--check"]));
     steps.call("tidy", crate::tidy::main);
+    let clippy = ["clippy", "--workspace", "--all-targets", "--quiet", "--", "-D", "warnings"];
+    steps.run("clippy", minutes(15), cargo(&clippy));
     if options.quick {
         return;
     }
-    let clippy = ["clippy", "--workspace", "--all-targets", "--quiet", "--", "-D", "warnings"];
-    steps.run("clippy", minutes(15), cargo(&clippy));
     let mut doc = cargo(&["doc", "--workspace", "--no-deps", "--document-private-items", "--quiet"]);
     doc.env("RUSTDOCFLAGS", "-D warnings");
     steps.run("rustdoc", minutes(8), doc);
