@@ -133,3 +133,13 @@ pub fn chain(error: &dyn std::error::Error) -> String {
     }
     text
 }
+
+/// What is to be said of manifests that cannot be read.
+pub(crate) fn unreadable(catalogue: &dr_storage::Catalogue) -> Vec<dr_core::port::Finding> {
+    let finding = |(id, error): &(dr_core::BackupId, dr_storage::RepoError)| {
+        let detail = format!("backup {id} cannot be read and was passed over: {}", chain(error));
+        let fix = "Run `dr verify --all`; bring its manifest back from a copy of the repository.";
+        dr_core::port::Finding::warning("backup-unreadable", detail, fix)
+    };
+    catalogue.unreadable.iter().map(finding).collect()
+}

@@ -220,3 +220,52 @@ async fn a_cancelled_backup_leaves_nothing_listed() {
     assert_eq!(error.class(), ErrorClass::Cancelled);
     assert!(context.store.heads().await.unwrap().is_empty());
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_damaged_manifest_hides_no_other_backup_and_stops_no_new_one() {
+    let (cluster, mut random) = small_cluster();
+    let bench = Bench::new().await;
+    let context = bench.context(&cluster).await;
+    let mut ids = Vec::new();
+    for page in 0..3 {
+        ids.push(back_up(&context, &cluster, &options()).await.unwrap().backup.id);
+        cluster.touch_page("base/5/100", page, &mut random);
+    }
+    let manifest = |id| Key::new(format!("cluster/{}/manifest/{id}", cluster.system_id)).unwrap();
+    // The first one's head and the last one's seal.
+    bench.target.tamper(&manifest(ids[0]), |bytes| bytes[80] ^= 0x80);
+    bench.target.tamper(&manifest(ids[2]), |bytes| *bytes.last_mut().unwrap() ^= 1);
+    let catalogue = context.store.catalogue().await.unwrap();
+    assert_eq!(catalogue.heads.iter().map(|head| head.id).collect::<Vec<_>>(), ids[1..]);
+    assert_eq!(catalogue.unreadable.iter().map(|(id, _)| *id).collect::<Vec<_>>(), ids[..1]);
+    assert!(context.store.heads().await.is_err());
+
+    let dir = tempfile::tempdir().unwrap();
+    let named = dr_engine::restore::RestoreOptions {
+        backup: Some(ids[1]),
+        ..restore_options(&dir.path().join("named"))
+    };
+    let instance = dr_testkit::instance::FakeInstance::new();
+    let plan = dr_engine::restore::plan(&context, &instance, &named).await.unwrap();
+    assert!(
+        plan.findings
+            .iter()
+            .any(|f| f.check == "backup-unreadable" && f.detail.contains(&ids[0].to_string()))
+    );
+    restore_to(&context, &named).await.unwrap();
+    // Where nothing is replayed, which backup is the newest matters.
+    let newest = restore_options(&dir.path().join("newest"));
+    assert_eq!(restore_to(&context, &newest).await.map(drop).unwrap_err().class(), ErrorClass::Corrupt);
+
+    cluster.archive(&context.store).await;
+    let plan = dr_engine::backup::plan(&context, &cluster, &options()).await.unwrap();
+    assert_eq!(plan.parent, Some(ids[1]), "a damaged backup is not built upon");
+    assert_eq!(plan.findings.iter().filter(|f| f.check == "backup-unreadable").count(), 2);
+    let fresh = dr_engine::backup::apply(&context, &cluster, &plan).await.unwrap().backup.id;
+    let named = dr_engine::restore::RestoreOptions {
+        backup: Some(fresh),
+        ..restore_options(&dir.path().join("fresh"))
+    };
+    restore_to(&context, &named).await.unwrap();
+    assert_same(&tree(&dir.path().join("fresh")), &cluster.content());
+}

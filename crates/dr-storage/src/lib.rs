@@ -25,7 +25,7 @@ pub fn object_digest(bytes: &[u8]) -> format::Digest {
 pub use format::PackKind;
 pub use probe::probe;
 pub use repo::{
-    Access, ClusterIdentity, ClusterStore, Fetched, FrameOpener, FrameReader, InitSpec, PackWriter,
-    Repository, SessionInfo, SessionView, SessionWriter, Stored, StoredSegment, WalEncoder, WalObject,
-    WalStore,
+    Access, Catalogue, ClusterIdentity, ClusterStore, Fetched, FrameOpener, FrameReader, InitSpec,
+    PackWriter, Repository, SessionInfo, SessionView, SessionWriter, Stored, StoredSegment, WalEncoder,
+    WalObject, WalStore,
 };

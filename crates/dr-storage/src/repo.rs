@@ -5,7 +5,7 @@ mod frames;
 mod session;
 mod wal;
 
-pub use cluster::{ClusterIdentity, ClusterStore, SessionInfo};
+pub use cluster::{Catalogue, ClusterIdentity, ClusterStore, SessionInfo};
 pub use frames::{FrameOpener, FrameReader, SessionView};
 pub use session::{PackWriter, SessionWriter};
 pub use wal::{Fetched, Stored, StoredSegment, WalEncoder, WalObject, WalStore};

@@ -110,7 +110,8 @@ async fn run(
             hint: "Give --key-file, or verify the stored objects alone with --packs.".into(),
         });
     }
-    let heads = context.store.heads().await.map_err(EngineError::repo("cannot list the backups"))?;
+    let catalogue = context.store.catalogue().await.map_err(EngineError::repo("cannot list the backups"))?;
+    let heads = catalogue.heads;
     let mut wanted: Vec<BackupId> = options.backups.clone();
     if options.all {
         wanted = heads.iter().map(|head| head.id).collect();
@@ -119,7 +120,13 @@ async fn run(
     }
     let stage = log.stage("verify", Some(wanted.len() as u64), Unit::Steps);
     let mut seen = HashMap::new();
-    let mut backups = Vec::new();
+    let mut backups: Vec<BackupVerdict> = Vec::new();
+    for (id, error) in &catalogue.unreadable {
+        let problem = Problem { place: format!("manifest/{id}"), what: chain(error) };
+        let problems = vec![problem];
+        backups.push(BackupVerdict { id: *id, problems, packs: 0, content_bytes: 0, wal_files: 0 });
+    }
+    wanted.retain(|id| catalogue.unreadable.iter().all(|(unreadable, _)| unreadable != id));
     for id in wanted {
         context.cancel.check()?;
         backups.push(one(context, options, id, &mut seen).await?);

@@ -17,6 +17,13 @@ struct Listed {
     backups: Vec<ManifestHead>,
     wal: Vec<ListedTimeline>,
     interrupted: Vec<dr_core::BackupId>,
+    unreadable: Vec<Unreadable>,
+}
+
+#[derive(Serialize)]
+struct Unreadable {
+    id: dr_core::BackupId,
+    reason: String,
 }
 
 #[derive(Serialize)]
@@ -48,7 +55,13 @@ pub(super) async fn run(session: &Session) -> Result<u8, CliError> {
 
 async fn listed(repo: &Repository, cluster: ClusterIdentity) -> Result<Listed, CliError> {
     let store = repo.cluster(cluster.system_id);
-    let backups = store.heads().await.map_err(EngineError::repo("cannot list the backups"))?;
+    let catalogue = store.catalogue().await.map_err(EngineError::repo("cannot list the backups"))?;
+    let unreadable = |(id, error): &(dr_core::BackupId, dr_storage::RepoError)| Unreadable {
+        id: *id,
+        reason: dr_engine::chain(error),
+    };
+    let unreadable = catalogue.unreadable.iter().map(unreadable).collect();
+    let backups = catalogue.heads;
     let sessions = store.sessions().await.map_err(EngineError::repo("cannot list the sessions"))?;
     let wal_store = store.wal(cluster.segment_size);
     let mut wal = Vec::new();
@@ -71,7 +84,7 @@ async fn listed(repo: &Repository, cluster: ClusterIdentity) -> Result<Listed, C
     }
     let interrupted =
         sessions.iter().filter(|s| !s.committed && s.last_point.is_some()).map(|s| s.id).collect();
-    Ok(Listed { cluster, backups, wal, interrupted })
+    Ok(Listed { cluster, backups, wal, interrupted, unreadable })
 }
 
 fn show(listed: &Listed) -> String {
@@ -118,6 +131,9 @@ fn show(listed: &Listed) -> String {
         if !wal.missing.is_empty() {
             text.push_str(&format!("  GAP: {} missing, first {}\n", wal.missing.len(), wal.missing[0]));
         }
+    }
+    for backup in &listed.unreadable {
+        text.push_str(&format!("UNREADABLE: backup {}: {}\n", backup.id, backup.reason));
     }
     for id in &listed.interrupted {
         text.push_str(&format!("interrupted backup {id}: the next backup continues from it\n"));

@@ -41,7 +41,7 @@ pub(super) async fn backup_id(store: &ClusterStore, text: &str) -> Result<Backup
             .parse()
             .map_err(|error: dr_core::guard::InvalidText| CliError::usage(error.to_string(), hint));
     }
-    let heads = store.heads().await.map_err(EngineError::repo("cannot list the backups"))?;
+    let heads = store.catalogue().await.map_err(EngineError::repo("cannot list the backups"))?.heads;
     let none = EngineError::NoBackup { source: dr_core::plan::ChoiceError::NoBackup };
     Ok(heads.last().ok_or(none)?.id)
 }

@@ -4,11 +4,12 @@ use std::time::Duration;
 
 use dr_core::event::Receipt;
 use dr_core::port::{ClusterDescription, DatabaseSource, Finding, Verdict};
-use dr_core::{BackupId, Lsn};
+use dr_core::{BackupId, Classified, ErrorClass, Lsn};
+use dr_storage::RepoError;
 use dr_storage::format::ManifestHead;
 use serde::Serialize;
 
-use crate::context::Context;
+use crate::context::{Context, chain};
 use crate::error::EngineError;
 
 /// How a backup is to be taken.
@@ -91,25 +92,49 @@ pub async fn plan(
     options: &BackupOptions,
 ) -> Result<BackupPlan, EngineError> {
     let cluster = source.describe().await.map_err(EngineError::source("cannot look at the cluster"))?;
-    let findings = source.check().await.map_err(EngineError::source("cannot check the cluster"))?;
+    let mut findings = source.check().await.map_err(EngineError::source("cannot check the cluster"))?;
     let bad: Vec<Finding> = findings.iter().filter(|f| f.verdict == Verdict::Bad).cloned().collect();
     if !bad.is_empty() {
         return Err(EngineError::Preflight { findings: bad });
     }
-    let (parent, continues) = if options.full { (None, None) } else { choose_parent(context).await? };
+    let (parent, continues) =
+        if options.full { (None, None) } else { choose_parent(context, &mut findings).await? };
     Ok(BackupPlan { cluster, parent, continues, findings, options: options.clone() })
 }
 
 /// The newest backup, and an interrupted one that began after it and recorded a point.
-async fn choose_parent(context: &Context) -> Result<(Option<BackupId>, Option<BackupId>), EngineError> {
-    let heads = context.store.heads().await.map_err(EngineError::repo("cannot list the backups"))?;
+///
+/// What is damaged is told and not built upon: it must not stop the backups that make up for it.
+async fn choose_parent(
+    context: &Context,
+    findings: &mut Vec<Finding>,
+) -> Result<(Option<BackupId>, Option<BackupId>), EngineError> {
+    let doing = "cannot list the backups";
+    let catalogue = context.store.catalogue().await.map_err(EngineError::repo(doing))?;
+    findings.extend(crate::context::unreadable(&catalogue));
     let sessions = context.store.sessions().await.map_err(EngineError::repo("cannot list the sessions"))?;
-    let parent = heads.iter().max_by_key(|h| (h.start.timeline, h.start.lsn, h.id.time()));
+    let mut parent = None;
+    for head in catalogue.heads.iter().rev() {
+        match context.store.manifest(head.id).await {
+            Ok(_) => {
+                parent = Some(head);
+                break;
+            }
+            Err(error) if error.class() == ErrorClass::Corrupt => findings.push(passed_over(head.id, &error)),
+            Err(error) => return Err(EngineError::repo(format!("cannot read backup {}", head.id))(error)),
+        }
+    }
     let newer = |start: Lsn| parent.is_none_or(|p| start >= p.start.lsn);
     let mut continues = None;
     for session in sessions.iter().filter(|s| !s.committed && s.last_point.is_some()) {
         let doing = "cannot read how far an interrupted backup came";
-        let point = context.store.point(session.id).await.map_err(EngineError::repo(doing))?;
+        let point = match context.store.point(session.id).await {
+            Err(error) if error.class() == ErrorClass::Corrupt => {
+                findings.push(passed_over(session.id, &error));
+                continue;
+            }
+            other => other.map_err(EngineError::repo(doing))?,
+        };
         if let Some(point) = point.filter(|p| newer(p.start.lsn))
             && continues.as_ref().is_none_or(|(_, best)| *best < point.start.lsn)
         {
@@ -117,4 +142,9 @@ async fn choose_parent(context: &Context) -> Result<(Option<BackupId>, Option<Ba
         }
     }
     Ok((parent.map(|p| p.id), continues.map(|(id, _)| id)))
+}
+
+fn passed_over(id: BackupId, error: &RepoError) -> Finding {
+    let detail = format!("backup {id} is damaged and was not built upon: {}", chain(error));
+    Finding::warning("backup-unreadable", detail, "Run `dr verify --all` to see what else is affected.")
 }

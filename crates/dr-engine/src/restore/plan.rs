@@ -29,12 +29,21 @@ pub async fn plan(
             dr_core::port::KeyError::Absent { operation: "a restore", needed: "the repository's key" };
         return Err(EngineError::key("cannot restore")(needed));
     }
-    let heads = context.store.heads().await.map_err(EngineError::repo("cannot list the backups"))?;
-    let size = heads.first().map_or(SegmentSize::DEFAULT, |head| head.cluster.segment_size);
+    let mut catalogue =
+        context.store.catalogue().await.map_err(EngineError::repo("cannot list the backups"))?;
+    let size = catalogue.heads.first().map_or(SegmentSize::DEFAULT, |head| head.cluster.segment_size);
     let wal = context.store.wal(size);
     let histories = load_histories(&wal).await?;
-    let candidates: Vec<Candidate> = heads.iter().map(candidate).collect();
+    let candidates: Vec<Candidate> = catalogue.heads.iter().map(candidate).collect();
     let history = choose_history(&candidates, &histories, options)?;
+    if !catalogue.unreadable.is_empty()
+        && (candidates.is_empty() || could_decide(&history, &histories, options))
+    {
+        let (id, error) = catalogue.unreadable.swap_remove(0);
+        let doing =
+            format!("backup {id} cannot be read, and the choice may depend on it: name one with --backup");
+        return Err(EngineError::repo(doing)(error));
+    }
     let choice = choose_backup(&candidates, &history, &options.target, options.backup)
         .map_err(|source| EngineError::NoBackup { source })?;
     let doing = format!("cannot read backup {}", choice.id);
@@ -43,7 +52,7 @@ pub async fn plan(
 
     let tablespaces = place::map_tablespaces(&manifest, &options.tablespaces)?;
     check_target(instance, options, &manifest, &tablespaces).await?;
-    let mut findings = Vec::new();
+    let mut findings = crate::context::unreadable(&catalogue);
     if let Some(newer) = choice.passed_over {
         let detail = format!("the newer backup {newer} is degraded (bad pages) and was passed over");
         findings.push(Finding::warning("backup-degraded", detail, format!("Use it with --backup {newer}.")));
@@ -98,6 +107,22 @@ async fn load_histories(wal: &WalStore) -> Result<BTreeMap<Timeline, TimelineHis
         histories.insert(timeline, history.unwrap_or_else(|| TimelineHistory::root(timeline)));
     }
     Ok(histories)
+}
+
+/// Whether a backup that cannot be read could lead to another end than the chosen ones.
+///
+/// Along one history, replay leads to the same end from any backup.
+fn could_decide(
+    chosen: &TimelineHistory,
+    histories: &BTreeMap<Timeline, TimelineHistory>,
+    options: &RestoreOptions,
+) -> bool {
+    let by_timeline = match options.timeline {
+        TimelineChoice::Number(_) => false,
+        TimelineChoice::Current => true,
+        TimelineChoice::Latest => histories.keys().next_back().is_some_and(|last| *last != chosen.timeline),
+    };
+    options.backup.is_none() && (by_timeline || options.target == RecoveryTarget::Immediate)
 }
 
 /// The path to follow.

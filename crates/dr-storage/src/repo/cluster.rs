@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use dr_core::guard::Guard;
 use dr_core::port::{ObjectInfo, StorageError};
 use dr_core::{BackupId, SegmentSize, SystemId, Timestamp};
-use futures_util::{StreamExt, TryStreamExt};
+use futures_util::StreamExt;
 use serde::{Deserialize, Serialize};
 
 use super::{FrameReader, Repository, SessionWriter, WalStore};
@@ -46,6 +46,15 @@ pub struct SessionInfo {
     pub committed: bool,
     /// The number of its last point.
     pub last_point: Option<u32>,
+}
+
+/// The backups of a cluster, as far as their manifests can be read.
+#[derive(Debug, Default)]
+pub struct Catalogue {
+    /// Heads, ordered by timeline, start LSN and time.
+    pub heads: Vec<ManifestHead>,
+    /// Manifests that are there and cannot be read, and why. None of them hides another backup.
+    pub unreadable: Vec<(BackupId, RepoError)>,
 }
 
 /// One cluster's part of a repository. Cloning is cheap.
@@ -115,19 +124,36 @@ impl ClusterStore {
         Err(RepoError::OtherCluster { system_id: self.system_id, difference })
     }
 
-    /// The heads of all backups, ordered by timeline, start LSN and time.
+    /// The heads of all backups; an error when one cannot be read. See [`catalogue`](Self::catalogue).
+    pub async fn heads(&self) -> Result<Vec<ManifestHead>, RepoError> {
+        let Catalogue { heads, unreadable } = self.catalogue().await?;
+        unreadable.into_iter().next().map_or(Ok(heads), |(_, error)| Err(error))
+    }
+
+    /// All backups, by the heads of their manifests. A damaged one is told and hides no other: the
+    /// day on which one is damaged may be the day on which another is needed.
     ///
     /// Heads are in clear, so this needs no key; [`manifest`](Self::manifest) verifies.
-    pub async fn heads(&self) -> Result<Vec<ManifestHead>, RepoError> {
+    pub async fn catalogue(&self) -> Result<Catalogue, RepoError> {
         let listed = self.repo.list(&self.name("manifest/")).await?;
         let named = listed.into_iter().filter_map(|object| {
             let id = object.key.as_str().rsplit('/').next()?.parse::<BackupId>().ok()?;
             Some((id, object))
         });
-        let heads = futures_util::stream::iter(named).map(|(id, object)| self.head(id, object));
-        let mut heads: Vec<ManifestHead> = heads.buffered(HEADS_AT_ONCE).try_collect().await?;
-        heads.sort_by_key(|head| (head.start.timeline, head.start.lsn, head.id.time()));
-        Ok(heads)
+        let read =
+            futures_util::stream::iter(named).map(async |(id, object)| (id, self.head(id, object).await));
+        let read: Vec<_> = read.buffered(HEADS_AT_ONCE).collect().await;
+        let mut catalogue = Catalogue::default();
+        for (id, head) in read {
+            match head {
+                Ok(head) => catalogue.heads.push(head),
+                // The storage did not answer: nothing is known of this one.
+                Err(error @ RepoError::Storage { .. }) => return Err(error),
+                Err(error) => catalogue.unreadable.push((id, error)),
+            }
+        }
+        catalogue.heads.sort_by_key(|head| (head.start.timeline, head.start.lsn, head.id.time()));
+        Ok(catalogue)
     }
 
     /// Reads the clear head at the start of a manifest.

@@ -207,7 +207,7 @@ impl SessionWriter {
     /// The newest manifest before this one, and the digest of its object.
     async fn previous(&self) -> Result<Option<(BackupId, crate::format::Digest)>, RepoError> {
         let store = &self.inner.store;
-        let Some(last) = store.heads().await?.pop() else { return Ok(None) };
+        let Some(last) = store.catalogue().await?.heads.pop() else { return Ok(None) };
         let bytes = store.repo.get(&store.name(&format!("manifest/{}", last.id))).await?;
         Ok(Some((last.id, cut(&blake3::hash(&bytes)))))
     }
