@@ -4,6 +4,7 @@ mod log;
 mod options;
 mod settings;
 
+use std::collections::BTreeSet;
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -140,12 +141,14 @@ impl Instance for LocalInstance {
             };
             place.is_none_or(|place| !place.exists())
         };
-        let here = libc_version();
-        let differing = needs
-            .collations
-            .iter()
-            .filter(|(name, then)| name.starts_with("libc:") && *then != here)
-            .map(|(name, then)| (name.clone(), then.clone(), here.clone()));
+        let (here, locales) = (libc_version(), locales());
+        // Only the server itself can tell versions of other providers.
+        let differing = needs.collations.iter().filter_map(|(name, then)| {
+            let locale = name.strip_prefix("libc:")?;
+            let missing = locales.as_ref().is_some_and(|known| !known.contains(&plain_locale(locale)));
+            let now = if missing { String::new() } else { here.clone() };
+            (*then != now).then(|| (name.clone(), then.clone(), now))
+        });
         HostFacts {
             major: bin_dir.as_ref().map(|_| needs.major),
             bin_dir: bin_dir.as_ref().map(|dir| dir.display().to_string()),
@@ -267,6 +270,20 @@ fn library_dir(bin_dir: &Path) -> Option<PathBuf> {
     let told = output.filter(|o| o.status.success()).and_then(|o| String::from_utf8(o.stdout).ok());
     let usual = bin_dir.parent().map(|dir| dir.join("lib"));
     told.map(|text| PathBuf::from(text.trim())).filter(|dir| dir.is_dir()).or(usual)
+}
+
+/// The locales of this host; `None` when that cannot be told.
+fn locales() -> Option<BTreeSet<String>> {
+    let output = Command::new("locale").arg("-a").stdin(Stdio::null()).output().ok()?;
+    let text = String::from_utf8_lossy(&output.stdout);
+    Some(text.lines().map(plain_locale).collect())
+}
+
+/// A locale's name as the C library compares it: `en_US.UTF-8` is `en_US.utf8`.
+fn plain_locale(name: &str) -> String {
+    let (language, encoding) = name.trim().split_once('.').unwrap_or((name.trim(), ""));
+    let encoding: String = encoding.chars().filter(|c| *c != '-').collect();
+    format!("{language}.{}", encoding.to_ascii_lowercase())
 }
 
 /// The version of the C library's collations, as PostgreSQL records it (`pg_locale.c`).

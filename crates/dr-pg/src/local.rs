@@ -27,6 +27,9 @@ use crate::{NEWEST_MAJOR, OLDEST_MAJOR, control};
 /// Starting a backup waits for a checkpoint, which a busy server spreads over its interval.
 const CHECKPOINT_LIMIT: Duration = Duration::from_secs(3600);
 
+/// The server looks at every file to tell its size; the copy does not wait for that.
+const SIZE_LIMIT: Duration = Duration::from_secs(10);
+
 /// The advisory lock that one backup at a time holds ("dr", "backup").
 const LOCK: (i32, i32) = (0x6472, 0x6261);
 
@@ -71,7 +74,7 @@ impl LocalSource {
         Ok(PathBuf::from(row.get::<_, String>(0)))
     }
 
-    async fn look(&self, sql: &Sql) -> Result<(ClusterDescription, PathBuf), SourceError> {
+    async fn look(&self, sql: &Sql) -> Result<(ClusterDescription, PathBuf, u32), SourceError> {
         let data = self.data_directory(sql).await?;
         let query = "SELECT s.system_identifier, current_setting('server_version_num')::int4, pg_is_in_recovery(), \
                      c.timeline_id FROM pg_control_system() s, pg_control_checkpoint() c";
@@ -101,8 +104,17 @@ impl LocalSource {
             in_recovery: row.get(2),
             data_directory: data.display().to_string(),
         };
-        Ok((description, data))
+        Ok((description, data, facts.catalog_version))
     }
+}
+
+/// Whether the cluster's files lie on file systems whose stats tell a change.
+fn is_on_local_file_systems(data: &Path) -> bool {
+    let known = |path: &Path| {
+        rustix::fs::statfs(path).is_ok_and(|fs| LOCAL_FILE_SYSTEMS.contains(&(fs.f_type as u64)))
+    };
+    let tablespaces = std::fs::read_dir(data.join("pg_tblspc"));
+    known(data) && tablespaces.is_ok_and(|dir| dir.flatten().all(|entry| known(&entry.path())))
 }
 
 /// Reads `pg_control` again while its checksum is wrong: the server may be writing it.
@@ -129,13 +141,12 @@ impl DatabaseSource for LocalSource {
 
     async fn check(&self) -> Result<Vec<Finding>, SourceError> {
         let sql = self.connect().await?;
-        let data = self.data_directory(&sql).await?;
-        check::check(&sql, &data).await
+        check::check(&sql, &self.options.conninfo, self.data_directory(&sql).await).await
     }
 
     async fn begin(&self, label: &str, fast: bool) -> Result<Box<dyn BackupSession>, SourceError> {
         let sql = self.connect().await?;
-        let (cluster, data) = self.look(&sql).await?;
+        let (cluster, data, catalog_version) = self.look(&sql).await?;
         if cluster.in_recovery {
             return Err(SourceError::Unsupported {
                 what: "a backup from a standby".into(),
@@ -159,7 +170,7 @@ impl DatabaseSource for LocalSource {
         let pages =
             Arc::new(PgPages::new(cluster.page_size, cluster.relation_segment_pages, cluster.checksums));
         let conninfo = self.options.conninfo.clone();
-        Ok(Box::new(LocalSession { sql, conninfo, data, cluster, start, pages }))
+        Ok(Box::new(LocalSession { sql, conninfo, data, cluster, catalog_version, start, pages }))
     }
 }
 
@@ -181,6 +192,7 @@ struct LocalSession {
     conninfo: String,
     data: PathBuf,
     cluster: ClusterDescription,
+    catalog_version: u32,
     start: BackupStart,
     pages: Arc<PgPages>,
 }
@@ -229,15 +241,12 @@ impl BackupSession for LocalSession {
     }
 
     fn stat_is_trusted(&self) -> bool {
-        let known = |path: &Path| {
-            rustix::fs::statfs(path).is_ok_and(|fs| LOCAL_FILE_SYSTEMS.contains(&(fs.f_type as u64)))
-        };
-        let tablespaces = std::fs::read_dir(self.data.join("pg_tblspc"));
-        known(&self.data) && tablespaces.is_ok_and(|dir| dir.flatten().all(|entry| known(&entry.path())))
+        is_on_local_file_systems(&self.data)
     }
 
     fn files(&self) -> Box<dyn Iterator<Item = Result<SourceFile, SourceError>> + Send> {
-        Box::new(TreeWalk::new(&self.data))
+        let major = self.cluster.version_num / 10_000;
+        Box::new(TreeWalk::new(&self.data).of_version(major, self.catalog_version))
     }
 
     fn open(&self, path: &str) -> Result<Option<Box<dyn FileReader>>, SourceError> {
@@ -253,7 +262,7 @@ impl BackupSession for LocalSession {
         let query =
             "SELECT coalesce(sum(pg_database_size(oid)), 0)::int8 FROM pg_database WHERE datallowconn";
         // A role without CONNECT on every database may not ask; the estimate is a courtesy.
-        let row = self.sql.row("tell its size", query, QUERY_LIMIT).await;
+        let row = self.sql.row("tell its size", query, SIZE_LIMIT).await;
         Ok(row.ok().map(|row| row.get::<_, i64>(0) as u64))
     }
 

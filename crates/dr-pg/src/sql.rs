@@ -11,6 +11,19 @@ const CONNECT_LIMIT: Duration = Duration::from_secs(10);
 /// An ordinary query may take this long; starting a backup waits for a checkpoint.
 pub(crate) const QUERY_LIMIT: Duration = Duration::from_secs(60);
 
+/// How long a cancelled query may take to go away.
+const CANCEL_LIMIT: Duration = Duration::from_secs(5);
+
+/// A session that no database or role setting leads astray: names mean the catalogue's own objects
+/// whatever a database's owner put into its search path, and no time-out ends a long backup. Given
+/// at the start, since the owner's own settings would already bind what sets them later.
+const SESSION: &str = "-c search_path=pg_catalog -c client_min_messages=warning -c statement_timeout=0 \
+     -c lock_timeout=0 -c idle_session_timeout=0 -c idle_in_transaction_session_timeout=0";
+
+/// Only PostgreSQL 17 and later know this one.
+const TRANSACTION_TIMEOUT: &str =
+    "SELECT set_config(name, '0', false) FROM pg_settings WHERE name = 'transaction_timeout'";
+
 /// A connection and where it leads, for messages. The password never shows.
 pub(crate) struct Sql {
     client: Client,
@@ -31,14 +44,16 @@ impl Sql {
             config.user(name);
         }
         config.application_name("dr");
+        let options = config.get_options().map(|own| format!("{own} {SESSION}"));
+        config.options(options.as_deref().unwrap_or(SESSION));
         let server = describe(&config);
         let unreachable = |source| SourceError::Unreachable { server: server.clone(), source };
         let connected = tokio::time::timeout(CONNECT_LIMIT, config.connect(NoTls)).await;
         let (client, connection) = match connected {
             Err(_) => {
-                return Err(unreachable(format!("no answer within {} s", CONNECT_LIMIT.as_secs()).into()));
+                return Err(unreachable(late(CONNECT_LIMIT).into()));
             }
-            Ok(Err(error)) if error.as_db_error().is_some() => {
+            Ok(Err(error)) if error.code().is_some_and(|code| !is_passing(code.code())) => {
                 return Err(SourceError::Denied {
                     server,
                     operation: "the connection".into(),
@@ -50,7 +65,12 @@ impl Sql {
         };
         // The task ends with the client; its error reaches the next query.
         tokio::spawn(connection);
-        Ok(Sql { client, server })
+        let sql = Sql { client, server };
+        match tokio::time::timeout(QUERY_LIMIT, sql.client.batch_execute(TRANSACTION_TIMEOUT)).await {
+            Ok(Ok(())) => Ok(sql),
+            Ok(Err(error)) => Err(sql.failed("set up a session", dr_reason(&error))),
+            Err(_) => Err(sql.failed("set up a session", late(QUERY_LIMIT))),
+        }
     }
 
     pub fn server(&self) -> &str {
@@ -64,13 +84,13 @@ impl Sql {
         parameters: &[&(dyn ToSql + Sync)],
         limit: Duration,
     ) -> Result<Vec<Row>, SourceError> {
-        let failed = |source: Box<dyn std::error::Error + Send + Sync>| SourceError::Query {
-            server: self.server.clone(),
-            operation: doing.to_owned(),
-            source,
-        };
         match tokio::time::timeout(limit, self.client.query(query, parameters)).await {
-            Err(_) => Err(failed(format!("no answer within {} s", limit.as_secs()).into())),
+            Err(_) => {
+                // The session stays usable: what is asked next must not wait behind this query.
+                let cancel = self.client.cancel_token();
+                let _ = tokio::time::timeout(CANCEL_LIMIT, cancel.cancel_query(NoTls)).await;
+                Err(self.failed(doing, late(limit)))
+            }
             Ok(Err(error)) if error.code().is_some_and(|code| code.code() == "42501") => {
                 Err(SourceError::Denied {
                     server: self.server.clone(),
@@ -78,19 +98,30 @@ impl Sql {
                     source: dr_reason(&error).into(),
                 })
             }
-            Ok(Err(error)) => Err(failed(dr_reason(&error).into())),
+            Ok(Err(error)) => Err(self.failed(doing, dr_reason(&error))),
             Ok(Ok(rows)) => Ok(rows),
         }
     }
 
+    fn failed(&self, doing: &str, reason: String) -> SourceError {
+        let operation = doing.to_owned();
+        SourceError::Query { server: self.server.clone(), operation, source: reason.into() }
+    }
+
     pub async fn row(&self, doing: &str, query: &str, limit: Duration) -> Result<Row, SourceError> {
         let rows = self.rows(doing, query, &[], limit).await?;
-        rows.into_iter().next().ok_or_else(|| SourceError::Query {
-            server: self.server.clone(),
-            operation: doing.to_owned(),
-            source: "the server answered nothing".into(),
-        })
+        rows.into_iter().next().ok_or_else(|| self.failed(doing, "the server answered nothing".into()))
     }
+}
+
+/// Refusals that pass: too many connections, no memory, starting up or shutting down (classes 53
+/// and 57 in `errcodes.txt`).
+fn is_passing(code: &str) -> bool {
+    code.starts_with("53") || code.starts_with("57")
+}
+
+fn late(limit: Duration) -> String {
+    format!("no answer within {} s", limit.as_secs())
 }
 
 /// The server's own words, which tokio-postgres keeps in the source.

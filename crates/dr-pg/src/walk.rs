@@ -50,6 +50,8 @@ pub struct TreeWalk {
     started: bool,
     /// An empty `pg_wal/archive_status` follows `pg_wal`.
     extra: Option<SourceFile>,
+    /// The cluster's directory in each tablespace; `None`: all are taken.
+    version_dir: Option<String>,
 }
 
 #[derive(Debug)]
@@ -106,7 +108,14 @@ impl Names {
 impl TreeWalk {
     /// A walk over the data directory at `root`.
     pub fn new(root: &Path) -> Self {
-        TreeWalk { root: root.to_owned(), open: Vec::new(), started: false, extra: None }
+        TreeWalk { root: root.to_owned(), open: Vec::new(), started: false, extra: None, version_dir: None }
+    }
+
+    /// Takes of each tablespace only the directory of this major version and catalogue version
+    /// (`TABLESPACE_VERSION_DIRECTORY` in `relpath.h`): an upgrade leaves the old cluster's beside it.
+    pub fn of_version(mut self, major: u32, catalog_version: u32) -> Self {
+        self.version_dir = Some(format!("PG_{major}_{catalog_version}"));
+        self
     }
 
     fn place(&self, path: &str) -> PathBuf {
@@ -157,7 +166,9 @@ impl TreeWalk {
             };
             let encoded = encode(&name);
             let path = if dir.path.is_empty() { encoded.clone() } else { format!("{}/{encoded}", dir.path) };
-            if is_left_out(&dir.path, &encoded, &dir.unlogged) {
+            let other_version = is_tablespace(&dir.path)
+                && self.version_dir.as_ref().is_some_and(|version| *version != encoded);
+            if other_version || is_left_out(&dir.path, &encoded, &dir.unlogged) {
                 continue;
             }
             match self.visit(path) {
@@ -236,12 +247,16 @@ fn is_left_out(dir: &str, name: &str, unlogged: &[u64]) -> bool {
     match dir {
         "" => ROOT_FILES.contains(&name) || name == "dr-restore.json",
         "global" => name == "pg_control" || name == "pg_control.dr",
-        // Only the directory of this version belongs to this cluster; others are left by upgrades.
         _ if dir.starts_with("base/") || (dir.starts_with("pg_tblspc/") && dir.contains("/PG_")) => {
             is_temporary(name) || is_unlogged(name, unlogged)
         }
         _ => false,
     }
+}
+
+/// Whether this is `pg_tblspc/<oid>`.
+fn is_tablespace(dir: &str) -> bool {
+    dir.strip_prefix("pg_tblspc/").is_some_and(|oid| !oid.contains('/'))
 }
 
 /// Temporary relations: `t<backend>_<file>` with any fork or segment.

@@ -1,7 +1,7 @@
 //! Whether a server is ready for backups: each thing, and its fix.
 
 use std::collections::HashMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use dr_core::port::{Finding, SourceError};
 
@@ -19,7 +19,11 @@ const PRIVILEGES: &str = "SELECT has_function_privilege('pg_backup_start(text, b
      has_function_privilege('pg_backup_stop(boolean)', 'EXECUTE'), pg_has_role('pg_read_all_settings', 'USAGE'), \
      current_user::text";
 
-pub(super) async fn check(sql: &Sql, data: &Path) -> Result<Vec<Finding>, SourceError> {
+pub(super) async fn check(
+    sql: &Sql,
+    conninfo: &str,
+    data: Result<PathBuf, SourceError>,
+) -> Result<Vec<Finding>, SourceError> {
     let mut settings: HashMap<String, String> = HashMap::new();
     for row in sql.rows("show its settings", SETTINGS, &[], QUERY_LIMIT).await? {
         settings.insert(row.get(0), row.get(1));
@@ -28,7 +32,19 @@ pub(super) async fn check(sql: &Sql, data: &Path) -> Result<Vec<Finding>, Source
     let mut findings = vec![Finding::good("server", format!("{} answers", sql.server()))];
     findings.push(version(&get("server_version_num")));
     findings.push(privileges(sql).await?);
-    findings.push(data_directory(sql, data).await?);
+    findings.push(role(sql).await?);
+    match data {
+        Ok(data) => {
+            findings.push(data_directory(sql, &data).await?);
+            findings.extend(file_system(&data));
+        }
+        Err(error) => findings.push(Finding::bad(
+            "data-directory",
+            format!("where the data directory is cannot be told: {}", whole(&error)),
+            "GRANT pg_read_all_settings to the role, or set [cluster] data_directory.",
+        )),
+    }
+    findings.extend(databases(sql, conninfo).await?);
     findings.push(match get("wal_level").as_str() {
         level @ ("replica" | "logical") => Finding::good("wal-level", format!("wal_level is {level}")),
         level => Finding::bad(
@@ -124,6 +140,34 @@ async fn data_directory(sql: &Sql, data: &Path) -> Result<Finding, SourceError> 
             "Run dr as the user that owns the data directory (usually postgres).",
         ),
     })
+}
+
+async fn role(sql: &Sql) -> Result<Finding, SourceError> {
+    let row = sql.row("tell what it is", "SELECT pg_is_in_recovery()", QUERY_LIMIT).await?;
+    Ok(if row.get(0) {
+        let fix = "Set [cluster] connection and data_directory to the primary.";
+        Finding::bad("primary", "the server is a standby: backups are taken from the primary", fix)
+    } else {
+        Finding::good("primary", "the server is a primary")
+    })
+}
+
+fn file_system(data: &Path) -> Option<Finding> {
+    (!super::is_on_local_file_systems(data)).then(|| {
+        let detail = "the data directory is on a file system whose time stamps are not relied upon: each \
+                      backup reads every file";
+        Finding::warning("file-system", detail, "")
+    })
+}
+
+async fn databases(sql: &Sql, conninfo: &str) -> Result<Option<Finding>, SourceError> {
+    let closed = super::facts::closed_databases(sql, conninfo).await?;
+    Ok((!closed.is_empty()).then(|| {
+        let names = closed.join(", ");
+        let detail =
+            format!("databases that cannot be entered: {names}; they are backed up, but not by relation");
+        Finding::warning("databases", detail, "GRANT CONNECT ON DATABASE … to the role.")
+    }))
 }
 
 fn whole(error: &dyn std::error::Error) -> String {

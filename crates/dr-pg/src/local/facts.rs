@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use dr_core::port::{HostFile, HostNeeds, RelationEntry, SourceError, TablespaceFacts};
 
@@ -11,34 +12,119 @@ use crate::sql::{QUERY_LIMIT, Sql};
 /// The largest file outside the data directory that is kept.
 const MAX_HOST_FILE: u64 = 1 << 20;
 
-const DATABASES: &str =
-    "SELECT datname::text, oid, dattablespace FROM pg_database WHERE datallowconn ORDER BY 1";
+/// A million relations take some seconds to list.
+const CATALOGUE_LIMIT: Duration = Duration::from_secs(600);
+
+/// Tries to get into a database of a server that is busy for the moment.
+const CONNECT_TRIES: u32 = 3;
+
+/// A name as bytes of UTF-8 where the database's encoding allows: a `SQL_ASCII` database holds
+/// whatever its clients sent, and asking for that as text fails the whole query.
+macro_rules! name {
+    ($column:literal) => {
+        concat!(
+            "CASE WHEN getdatabaseencoding() IN ('UTF8', 'SQL_ASCII') THEN replace(",
+            $column,
+            "::text, chr(92), repeat(chr(92), 2))::bytea ELSE convert_to(",
+            $column,
+            "::text, 'UTF8') END"
+        )
+    };
+}
+
+/// Without those that an interrupted DROP DATABASE left (`datconnlimit` −2).
+const DATABASES: &str = concat!(
+    "SELECT ",
+    name!("datname"),
+    ", oid, dattablespace FROM pg_database WHERE datallowconn AND datconnlimit <> -2 ORDER BY oid"
+);
 
 /// File numbers come from `pg_relation_filenode`, which also resolves mapped relations.
-const RELATIONS: &str = "\
-SELECT n.nspname::text, c.relname::text, c.relkind::text, c.oid, pg_relation_filenode(c.oid), \
+const RELATIONS: &str = concat!(
+    "SELECT ",
+    name!("n.nspname"),
+    ", ",
+    name!("c.relname"),
+    ", c.relkind::text, c.oid, pg_relation_filenode(c.oid), \
        CASE WHEN c.reltablespace = 0 THEN $1 ELSE c.reltablespace END, \
        coalesce(i.indrelid, t.oid, 0::oid) AS owner, c.relisshared \
-FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace \
-LEFT JOIN pg_index i ON i.indexrelid = c.oid \
-LEFT JOIN pg_class t ON c.relkind = 't' AND t.reltoastrelid = c.oid \
-WHERE pg_relation_filenode(c.oid) IS NOT NULL AND c.relpersistence <> 't'";
+     FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace \
+     LEFT JOIN pg_index i ON i.indexrelid = c.oid \
+     LEFT JOIN pg_class t ON c.relkind = 't' AND t.reltoastrelid = c.oid \
+     WHERE pg_relation_filenode(c.oid) IS NOT NULL AND c.relpersistence <> 't'"
+);
+
+/// A database that can be connected to.
+struct Database {
+    name: String,
+    oid: u32,
+    tablespace: u32,
+}
+
+async fn databases(sql: &Sql) -> Result<Vec<Database>, SourceError> {
+    let rows = sql.rows("list its databases", DATABASES, &[], QUERY_LIMIT).await?;
+    let database = |row: &tokio_postgres::Row| {
+        let name = match String::from_utf8(row.get(0)) {
+            Ok(name) => name,
+            Err(error) => {
+                let name = String::from_utf8_lossy(error.as_bytes());
+                tracing::warn!(%name, "the database's name is not UTF-8: its relations are not catalogued");
+                return None;
+            }
+        };
+        Some(Database { name, oid: row.get(1), tablespace: row.get(2) })
+    };
+    Ok(rows.iter().filter_map(database).collect())
+}
+
+/// A session inside a database; `None` when this role is not let in or it is gone. The files are
+/// backed up all the same, so that is told, and no reason to have no backup.
+async fn inside(conninfo: &str, database: &Database) -> Option<Sql> {
+    for attempt in 1..=CONNECT_TRIES {
+        match Sql::connect(conninfo, Some(&database.name)).await {
+            Ok(sql) => return Some(sql),
+            Err(SourceError::Unreachable { .. }) if attempt < CONNECT_TRIES => {
+                tokio::time::sleep(Duration::from_secs(1)).await;
+            }
+            Err(error) => {
+                let reason = std::error::Error::source(&error).map(ToString::to_string).unwrap_or_default();
+                let database = &database.name;
+                tracing::warn!(%database, %reason, "the database cannot be entered: its relations are not catalogued");
+                return None;
+            }
+        }
+    }
+    None
+}
+
+/// The names of databases that this role cannot enter.
+pub(super) async fn closed_databases(sql: &Sql, conninfo: &str) -> Result<Vec<String>, SourceError> {
+    let mut closed = Vec::new();
+    for database in databases(sql).await? {
+        if inside(conninfo, &database).await.is_none() {
+            closed.push(database.name);
+        }
+    }
+    Ok(closed)
+}
 
 /// The relations of all databases, one connection at a time.
 pub(super) async fn relations(sql: &Sql, conninfo: &str) -> Result<Vec<RelationEntry>, SourceError> {
     let mut out = Vec::new();
-    for database in sql.rows("list its databases", DATABASES, &[], QUERY_LIMIT).await? {
-        let (name, oid, tablespace): (String, u32, u32) = (database.get(0), database.get(1), database.get(2));
-        let inside = Sql::connect(conninfo, Some(&name)).await?;
-        for row in inside.rows("list its relations", RELATIONS, &[&tablespace], QUERY_LIMIT).await? {
+    let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
+    for database in databases(sql).await? {
+        let Some(inside) = inside(conninfo, &database).await else { continue };
+        let rows =
+            inside.rows("list its relations", RELATIONS, &[&database.tablespace], CATALOGUE_LIMIT).await?;
+        for row in rows {
             let shared: bool = row.get(7);
             out.push(RelationEntry {
-                database: name.clone(),
-                schema: row.get(0),
-                name: row.get(1),
+                database: database.name.clone(),
+                schema: text(row.get(0)),
+                name: text(row.get(1)),
                 kind: row.get::<_, String>(2).chars().next().unwrap_or('?'),
                 oid: row.get(3),
-                database_oid: if shared { 0 } else { oid },
+                database_oid: if shared { 0 } else { database.oid },
                 tablespace_oid: row.get(5),
                 filenode: row.get(4),
                 owner_oid: row.get(6),
@@ -69,9 +155,13 @@ pub(super) async fn host_files(sql: &Sql, data: &Path) -> Result<Vec<HostFile>, 
         wanted.push((row.get(0), PathBuf::from(row.get::<_, String>(1))));
     }
     let includes = "SELECT DISTINCT sourcefile FROM pg_settings WHERE sourcefile IS NOT NULL";
-    // Only privileged roles see the source files; without them the main files are kept.
-    for row in sql.rows("list its includes", includes, &[], QUERY_LIMIT).await.unwrap_or_default() {
-        wanted.push(("include".to_owned(), PathBuf::from(row.get::<_, String>(0))));
+    // The rules' files may include others since PostgreSQL 16.
+    let rules = "SELECT DISTINCT file_name FROM pg_hba_file_rules WHERE file_name IS NOT NULL";
+    for query in [includes, rules] {
+        // Only privileged roles see the source files; without them the main files are kept.
+        for row in sql.rows("list its includes", query, &[], QUERY_LIMIT).await.unwrap_or_default() {
+            wanted.push(("include".to_owned(), PathBuf::from(row.get::<_, String>(0))));
+        }
     }
     let mut seen = BTreeSet::new();
     let mut out = Vec::new();
@@ -92,10 +182,20 @@ pub(super) async fn host_files(sql: &Sql, data: &Path) -> Result<Vec<HostFile>, 
     Ok(out)
 }
 
+/// Collations with versions, by provider: databases' own, and those that their objects use.
+/// `datlocale` was `daticulocale` before PostgreSQL 17, `colllocale` was `colliculocale`.
+const DATABASE_COLLATIONS: &str = "\
+SELECT datlocprovider::text, coalesce(to_jsonb(d) ->> 'datlocale', to_jsonb(d) ->> 'daticulocale', datcollate), \
+       datcollversion FROM pg_database d WHERE datcollversion IS NOT NULL";
+const OBJECT_COLLATIONS: &str = "\
+SELECT DISTINCT collprovider::text, coalesce(to_jsonb(c) ->> 'colllocale', to_jsonb(c) ->> 'colliculocale', collcollate), \
+       collversion FROM pg_collation c WHERE collversion IS NOT NULL AND oid IN \
+       (SELECT refobjid FROM pg_depend WHERE refclassid = 'pg_collation'::regclass)";
+
 /// Libraries and collations that a host must have.
 pub(super) async fn host_needs(sql: &Sql, conninfo: &str, major: u32) -> Result<HostNeeds, SourceError> {
-    let query = "SELECT setting FROM pg_settings WHERE name IN \
-                 ('shared_preload_libraries', 'session_preload_libraries') AND setting <> ''";
+    let query = "SELECT setting FROM pg_settings WHERE setting <> '' AND name IN \
+                 ('shared_preload_libraries', 'session_preload_libraries', 'local_preload_libraries')";
     let mut libraries = BTreeSet::new();
     for row in sql.rows("list its libraries", query, &[], QUERY_LIMIT).await? {
         let names = row.get::<_, String>(0);
@@ -104,17 +204,14 @@ pub(super) async fn host_needs(sql: &Sql, conninfo: &str, major: u32) -> Result<
         );
     }
     let mut collations = BTreeSet::new();
-    let query =
-        "SELECT datname::text, datcollate, datcollversion FROM pg_database WHERE datcollversion IS NOT NULL";
-    for row in sql.rows("list its collations", query, &[], QUERY_LIMIT).await? {
-        collations.insert((format!("libc:{}", row.get::<_, String>(1)), row.get::<_, String>(2)));
-    }
-    for database in sql.rows("list its databases", DATABASES, &[], QUERY_LIMIT).await? {
-        let inside = Sql::connect(conninfo, Some(&database.get::<_, String>(0))).await?;
+    collect_collations(sql, DATABASE_COLLATIONS, &mut collations).await?;
+    for database in databases(sql).await? {
+        let Some(inside) = inside(conninfo, &database).await else { continue };
         let query = "SELECT DISTINCT probin FROM pg_proc WHERE probin IS NOT NULL AND oid >= 16384";
-        for row in inside.rows("list its libraries", query, &[], QUERY_LIMIT).await? {
+        for row in inside.rows("list its libraries", query, &[], CATALOGUE_LIMIT).await? {
             libraries.insert(row.get::<_, String>(0).trim_start_matches("$libdir/").to_owned());
         }
+        collect_collations(&inside, OBJECT_COLLATIONS, &mut collations).await?;
     }
     Ok(HostNeeds {
         major,
@@ -122,4 +219,20 @@ pub(super) async fn host_needs(sql: &Sql, conninfo: &str, major: u32) -> Result<
         libraries: libraries.into_iter().filter(|name| !name.is_empty()).collect(),
         collations: collations.into_iter().collect(),
     })
+}
+
+async fn collect_collations(
+    sql: &Sql,
+    query: &str,
+    out: &mut BTreeSet<(String, String)>,
+) -> Result<(), SourceError> {
+    for row in sql.rows("list its collations", query, &[], CATALOGUE_LIMIT).await? {
+        let provider = match row.get::<_, String>(0).as_str() {
+            "i" => "icu",
+            "b" => "builtin",
+            _ => "libc",
+        };
+        out.insert((format!("{provider}:{}", row.get::<_, String>(1)), row.get(2)));
+    }
+    Ok(())
 }
