@@ -68,6 +68,14 @@ class Bench:
                  CREATE INDEX ON orders (ref); CREATE INDEX ON orders (tenant, at);
                  CREATE TABLE stock (id int PRIMARY KEY, name text, ref uuid, qty int) WITH (fillfactor = 85);
                  INSERT INTO stock SELECT g, md5(g::text), gen_random_uuid(), g % 100 FROM generate_series(1, {4 * n}) g;""")
+        # WAL of the load, kept for the pushes: real segments, full of rows.
+        os.makedirs(self.path("segments"))
+        full = sorted(f for f in os.listdir(self.path("data", "pg_wal")) if len(f) == 24)
+        current = self.ask("SELECT pg_walfile_name(pg_current_wal_lsn())")
+        for name in [f for f in full if f < current][-9:-1]:
+            shutil.copy(self.path("data", "pg_wal", name), self.path("segments", name))
+            os.chown(self.path("segments", name), self.user.pw_uid, self.user.pw_gid)
+        os.chown(self.path("segments"), self.user.pw_uid, self.user.pw_gid)
         self.sql("VACUUM FREEZE ANALYZE")
         self.sql("CHECKPOINT")
 
@@ -152,16 +160,11 @@ class Bench:
 
     def push(self, order):
         """One segment at a time: CPU of the command, the server's own work left out."""
-        self.sql("UPDATE stock SET name = md5(name) WHERE id <= (SELECT max(id) / 10 FROM stock)")
-        self.sql("SELECT pg_switch_wal()")
-        time.sleep(5)
-        last = self.ask("SELECT last_archived_wal FROM pg_stat_archiver")[:24]
-        # Recycled files carry later names and old content.
-        wal = sorted(f for f in os.listdir(self.path("data", "pg_wal")) if len(f) == 24 and f <= last)[-10:-1]
+        wal = sorted(os.listdir(self.path("segments")))
         for tool in order:
             total = [0.0, 0.0, 0.0]
             for name in wal:
-                path = self.path("data", "pg_wal", name)
+                path = self.path("segments", name)
                 for stored in subprocess.run(["find", self.base, "-name", name + "*", "-path", "*/repo/*"], capture_output=True, text=True).stdout.split():
                     os.remove(stored)
                 command = (self.dr + ["wal", "push", path] if tool == "dr"
