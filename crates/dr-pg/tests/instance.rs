@@ -55,7 +55,10 @@ impl Source {
     }
 
     fn archive_all(&self) {
-        let name = self.cluster.sql("SELECT pg_walfile_name(pg_switch_wal())");
+        // At the very beginning of a segment there would be nothing to switch from.
+        let name =
+            self.cluster.sql("SELECT pg_walfile_name(pg_logical_emit_message(false, 'test', 'the end'))");
+        self.cluster.sql("SELECT pg_switch_wal()");
         let done = format!("SELECT coalesce(last_archived_wal >= '{name}', false) FROM pg_stat_archiver");
         wait(|| self.cluster.sql(&done) == "t", "WAL is archived");
     }
