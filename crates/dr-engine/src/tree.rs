@@ -83,8 +83,16 @@ impl TreeRead<'_> {
         let handle = Handle::current();
         let reader = context.store.reader().await.map_err(EngineError::repo("cannot read the repository"))?;
         let local = context.repo.target().capabilities().local;
-        // Over a network, more threads than cores wait for answers at the same time.
-        let threads = if local { self.workers.max(1) } else { self.workers.max(1) * 4 };
+        // Over a network, more threads than cores wait for answers at the same time; so they do for
+        // the disk when they write past the page cache.
+        let waits = if !local {
+            4
+        } else if self.output.is_some() {
+            2
+        } else {
+            1
+        };
+        let threads = self.workers.max(1) * waits;
         let shared = Arc::new(TreeShared {
             context: context.clone(),
             backup: self.manifest.head.id,
@@ -109,7 +117,7 @@ impl TreeRead<'_> {
         let producing = {
             let shared = shared.clone();
             let shards = self.manifest.body.shards.clone();
-            let lanes = self.workers.max(1);
+            let lanes = threads;
             handle.spawn_blocking(move || {
                 let produced = Producer::new(&shared, sender, lanes).run(&shards);
                 if let Err(error) = produced {

@@ -1,11 +1,13 @@
 //! What the standard library does not offer of the operating system.
 
+mod direct;
 mod early;
 
 use std::fs::File;
 use std::io;
 use std::path::Path;
 
+pub use direct::{DirectFile, PageBuffer};
 pub use early::write_back_early;
 
 /// Syncs everything of the file system that holds `file`; one call instead of one a file.

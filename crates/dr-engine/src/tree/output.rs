@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 
 use dr_core::path::decode;
 use dr_storage::format::{Content, EntryKind, FileEntry};
+use dr_storage::os::DirectFile;
 
 use crate::error::EngineError;
 
@@ -28,6 +29,9 @@ pub(crate) struct FileOutput {
 #[derive(Debug)]
 pub(crate) struct OutFile {
     pub file: File,
+    /// The same file, written past the page cache; not for small files, and not for delta, which
+    /// reads what was there through the cache.
+    direct: Option<DirectFile>,
     pub path: PathBuf,
     /// Bytes that were there before (delta only).
     pub existing: u64,
@@ -86,7 +90,9 @@ impl FileOutput {
             file.set_permissions(Permissions::from_mode(entry.mode))
                 .map_err(EngineError::file("set the mode of", &path))?;
         }
-        Ok(OutFile { file, path, existing: existing.min(entry.size) })
+        let large = matches!(entry.content, Content::Stretches { .. });
+        let direct = if large && !self.delta { DirectFile::open(&path) } else { None };
+        Ok(OutFile { file, direct, path, existing: existing.min(entry.size) })
     }
 
     /// Writes a whole small file.
@@ -103,7 +109,22 @@ impl FileOutput {
 impl OutFile {
     /// Writes content at its place.
     pub fn write(&self, offset: u64, content: &[u8]) -> Result<(), EngineError> {
-        self.file.write_all_at(content, offset).map_err(EngineError::file("write", &self.path))
+        let done = match &self.direct {
+            Some(direct) => {
+                direct.write_at(offset, content).map_err(EngineError::file("write", &self.path))?
+            }
+            None => 0,
+        };
+        self.file
+            .write_all_at(&content[done..], offset + done as u64)
+            .map_err(EngineError::file("write", &self.path))
+    }
+
+    /// Has the kernel begin to write a range to disk, if it lies in the page cache.
+    pub fn write_back_early(&self, offset: u64, len: u64) {
+        if self.direct.is_none() {
+            dr_storage::os::write_back_early(&self.file, offset, len);
+        }
     }
 
     /// Reads what was there before into `buffer`; answers how much there was.

@@ -9,6 +9,7 @@ use bytes::Bytes;
 use dr_core::BackupId;
 use dr_core::guard::Guard;
 use dr_storage::format::{Content, Digest, EXTENT_LEN, FileEntry, FrameRef, MapRef, STRETCH_LEN, StretchMap};
+use dr_storage::os::PageBuffer;
 use dr_storage::{FrameOpener, PackKind, SessionView};
 
 use super::TreeShared;
@@ -23,8 +24,8 @@ const MAX_GAP: u64 = 48 << 10;
 /// The buffers of one worker, reused for every job.
 pub(super) struct TreeWorker {
     opener: FrameOpener,
-    frame: Vec<u8>,
-    extent: Vec<u8>,
+    frame: PageBuffer,
+    extent: PageBuffer,
     local: Vec<u8>,
 }
 
@@ -41,8 +42,8 @@ impl TreeWorker {
     pub fn new() -> Self {
         TreeWorker {
             opener: FrameOpener::new(),
-            frame: Vec::with_capacity(EXTENT_LEN),
-            extent: Vec::with_capacity(EXTENT_LEN),
+            frame: PageBuffer::default(),
+            extent: PageBuffer::default(),
             local: Vec::new(),
         }
     }
@@ -69,9 +70,7 @@ impl TreeWorker {
         let session = session(shared, frame.session, &doing)?;
         let range = u64::from(frame.offset)..u64::from(frame.offset) + u64::from(frame.stored);
         let sealed = fetch(shared, frame.session, frame.seq, range, &doing)?;
-        self.opener
-            .open(&session, PackKind::Data, frame, &sealed, &mut self.frame)
-            .map_err(EngineError::repo(doing()))?;
+        self.open(&session, frame, &sealed, &doing)?;
         for entry in files {
             let Content::Slice { offset, len, digest, .. } = &entry.content else { continue };
             let from = *offset as usize;
@@ -102,7 +101,7 @@ impl TreeWorker {
         let patches = self.patches(shared, &stretch)?;
         self.extents(shared, file, &stretch, &patches)?;
         if let Some(file) = file {
-            dr_storage::os::write_back_early(&file.file, offset, u64::from(map.raw_len));
+            file.write_back_early(offset, u64::from(map.raw_len));
         }
         Ok(())
     }
@@ -149,7 +148,7 @@ impl TreeWorker {
         let frames: Vec<(u32, FrameRef)> =
             needed.iter().filter_map(|n| map.frames.get(*n as usize).map(|f| (*n, *f))).collect();
         self.for_each_frame(shared, stretch.path, frames, |worker, number| {
-            patches.frames.insert(number, worker.frame.clone());
+            patches.frames.insert(number, worker.frame.to_vec());
             Ok(())
         })?;
         Ok(patches)
@@ -198,7 +197,7 @@ impl TreeWorker {
     ) -> Result<(), EngineError> {
         let len = stretch.map.extent_len(index);
         let at = stretch.offset + (index * EXTENT_LEN) as u64;
-        self.extent.resize(len, 0);
+        self.extent.extend_with_zeros(len);
         let patched = patches.lay_over(&mut self.extent, index, stretch.page_size);
         if patched.is_none() {
             return Err(mismatch(shared, stretch.path, at));
@@ -211,6 +210,19 @@ impl TreeWorker {
             Some(file) => file.write(at, &self.extent),
             None => Ok(()),
         }
+    }
+
+    /// Opens a frame into `self.frame`.
+    fn open(
+        &mut self,
+        session: &SessionView,
+        frame: &FrameRef,
+        sealed: &[u8],
+        doing: &dyn Fn() -> String,
+    ) -> Result<(), EngineError> {
+        self.opener
+            .open_aligned(session, PackKind::Data, frame, sealed, &mut self.frame)
+            .map_err(EngineError::repo(doing()))
     }
 
     /// Fetches frames in as few ranges as sensible and opens each into `self.frame`.
@@ -246,9 +258,7 @@ impl TreeWorker {
             for (number, frame) in &rest[..joined] {
                 let from = (u64::from(frame.offset) - start) as usize;
                 let piece = &sealed[from..from + frame.stored as usize];
-                self.opener
-                    .open(&session, PackKind::Data, frame, piece, &mut self.frame)
-                    .map_err(EngineError::repo(doing()))?;
+                self.open(&session, frame, piece, &doing)?;
                 each(self, *number)?;
             }
             rest = &rest[joined..];

@@ -14,6 +14,7 @@ use crate::error::RepoError;
 use crate::format::{
     FRAME_OVERHEAD, FrameRef, PackHeader, PackInfo, PackKind, frame_aad, frame_nonce, pack_key,
 };
+use crate::os::PageBuffer;
 
 /// The largest frame: a part of a file table with 16,384 entries of large files.
 pub(super) const MAX_RAW: u32 = 64 << 20;
@@ -185,10 +186,39 @@ impl FrameOpener {
         sealed: &[u8],
         out: &mut Vec<u8>,
     ) -> Result<(), RepoError> {
-        let place = || {
-            format!("frame at {} of {kind:?} pack {} of backup {}", frame.offset, frame.seq, frame.session)
-        };
-        if frame.raw > MAX_RAW || sealed.len() != frame.stored as usize || sealed.is_empty() {
+        if frame.raw > MAX_RAW {
+            return Err(RepoError::damaged(place(kind, frame), "its size cannot be right"));
+        }
+        out.resize(frame.raw as usize, 0);
+        self.open_into(session, kind, frame, sealed, out)
+    }
+
+    /// The same into memory that can be written directly to a file.
+    pub fn open_aligned(
+        &mut self,
+        session: &SessionView,
+        kind: PackKind,
+        frame: &FrameRef,
+        sealed: &[u8],
+        out: &mut PageBuffer,
+    ) -> Result<(), RepoError> {
+        if frame.raw > MAX_RAW {
+            return Err(RepoError::damaged(place(kind, frame), "its size cannot be right"));
+        }
+        self.open_into(session, kind, frame, sealed, out.set_len(frame.raw as usize))
+    }
+
+    /// Opens and decompresses a frame into `out`, which is as long as the frame's content.
+    fn open_into(
+        &mut self,
+        session: &SessionView,
+        kind: PackKind,
+        frame: &FrameRef,
+        sealed: &[u8],
+        out: &mut [u8],
+    ) -> Result<(), RepoError> {
+        let place = || place(kind, frame);
+        if out.len() != frame.raw as usize || sealed.len() != frame.stored as usize || sealed.is_empty() {
             return Err(RepoError::damaged(place(), "its size cannot be right"));
         }
         self.scratch.clear();
@@ -211,21 +241,19 @@ impl FrameOpener {
             return Err(RepoError::damaged(place(), "it is too short"));
         }
         let payload = &self.scratch[1..plain_len];
-        match self.scratch[0] {
-            0 => {
-                out.clear();
-                out.extend_from_slice(payload);
+        let len = match self.scratch[0] {
+            0 if payload.len() == out.len() => {
+                out.copy_from_slice(payload);
+                out.len()
             }
-            1 => {
-                out.clear();
-                out.reserve(frame.raw as usize);
-                self.zstd
-                    .decompress_to_buffer(payload, out)
-                    .map_err(|_| RepoError::damaged(place(), "it cannot be decompressed"))?;
-            }
+            0 => payload.len(),
+            1 => self
+                .zstd
+                .decompress_to_buffer(payload, out)
+                .map_err(|_| RepoError::damaged(place(), "it cannot be decompressed"))?,
             _ => return Err(RepoError::damaged(place(), "its codec is unknown")),
-        }
-        if out.len() != frame.raw as usize {
+        };
+        if len != frame.raw as usize {
             return Err(RepoError::damaged(place(), "it has a wrong length"));
         }
         Ok(())
@@ -242,4 +270,9 @@ impl FrameOpener {
         self.keys.push((header, Aead::new(&key)));
         Ok(self.keys.len() - 1)
     }
+}
+
+/// Where a frame lies, for errors.
+fn place(kind: PackKind, frame: &FrameRef) -> String {
+    format!("frame at {} of {kind:?} pack {} of backup {}", frame.offset, frame.seq, frame.session)
 }
