@@ -156,14 +156,26 @@ fn every_error_code_has_a_page_and_every_page_a_code() {
     assert_eq!(found, codes);
     // Each code that the sources answer is listed.
     let root = concat!(env!("CARGO_MANIFEST_DIR"), "/..");
-    for source in ["dr-core/src/port", "dr-storage/src", "dr-engine/src", "dr-agent/src", "dr-cli/src"] {
+    for source in
+        ["dr-core/src/port", "dr-pg/src", "dr-storage/src", "dr-engine/src", "dr-agent/src", "dr-cli/src"]
+    {
         for_each_file(&Path::new(root).join(source), &mut |content| {
             for line in
                 content.lines().filter(|line| line.contains("} => \"") && line.trim_end().ends_with("\","))
             {
                 let code = line.split('"').nth(1).unwrap();
-                let looks =
-                    ["storage-", "key-", "source-", "cluster-", "wal-", "repo-", "job-", "config-", "cli-"];
+                let looks = [
+                    "storage-",
+                    "key-",
+                    "source-",
+                    "replication-",
+                    "cluster-",
+                    "wal-",
+                    "repo-",
+                    "job-",
+                    "config-",
+                    "cli-",
+                ];
                 if looks.iter().any(|prefix| code.starts_with(prefix)) {
                     assert!(codes.contains(code), "{code} is not in CODES");
                 }

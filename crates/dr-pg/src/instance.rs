@@ -18,7 +18,7 @@ use dr_core::port::{
 use dr_core::{Timeline, Timestamp};
 
 use crate::control;
-use crate::process::{command_as_owner, find_bin_dir, major_of, user_name};
+use crate::process::{command_as_owner, find_bin_dir, major_of, user};
 use crate::sql::Sql;
 
 /// The server's log while it recovers, in the data directory.
@@ -81,7 +81,7 @@ impl LocalInstance {
     }
 
     async fn ask(&self, file: &PidFile) -> Option<InstanceStatus> {
-        let own = user_name(rustix::process::geteuid().as_raw());
+        let own = user(rustix::process::geteuid().as_raw()).map(|(name, _)| name);
         let roles = [self.options.role.clone(), Some("postgres".to_owned()), own];
         for role in roles.into_iter().flatten() {
             let conninfo = format!("host={} port={} user={role} dbname=postgres", file.socket_dir, file.port);

@@ -2,6 +2,7 @@
 //!
 //! Format facts come from PostgreSQL's own headers, named where they are used. Versions 15 to 18.
 
+mod conn;
 pub mod control;
 pub mod history_files;
 mod inspect;
@@ -9,10 +10,12 @@ mod instance;
 mod local;
 mod page;
 mod process;
+pub mod replication;
 mod sql;
 mod wal;
 mod walk;
 
+pub use conn::{ChannelBindingMode, ConnInfo, Endpoint, Host, Negotiation, SessionKind, TlsMode, TlsOptions};
 pub use inspect::{ServerFacts, find_servers, inspect};
 pub use instance::{InstanceOptions, LocalInstance};
 pub use local::{LocalSource, LocalSourceOptions};

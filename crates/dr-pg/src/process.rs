@@ -54,12 +54,12 @@ pub(crate) fn command_as_owner(program: &Path, data: &Path) -> std::io::Result<C
     Ok(command)
 }
 
-/// The name of a user, from the system's user list.
-pub(crate) fn user_name(uid: u32) -> Option<String> {
+/// The name and the home directory of a user, from the system's user list.
+pub(crate) fn user(uid: u32) -> Option<(String, PathBuf)> {
     let text = std::fs::read_to_string("/etc/passwd").ok()?;
     text.lines().find_map(|line| {
-        let mut fields = line.split(':');
-        let name = fields.next()?;
-        (fields.nth(1)?.parse() == Ok(uid)).then(|| name.to_owned())
+        let fields: Vec<&str> = line.split(':').collect();
+        (fields.get(2)?.parse() == Ok(uid))
+            .then(|| (fields[0].to_owned(), PathBuf::from(fields.get(5).unwrap_or(&"/"))))
     })
 }

@@ -3,10 +3,11 @@
 use std::time::Duration;
 
 use dr_core::port::SourceError;
+use tokio_postgres::config::{ChannelBinding, SslMode, SslNegotiation};
 use tokio_postgres::types::ToSql;
-use tokio_postgres::{Client, Config, NoTls, Row};
+use tokio_postgres::{Client, Config, Row};
 
-const CONNECT_LIMIT: Duration = Duration::from_secs(10);
+use crate::conn::{AsItIs, ChannelBindingMode, ConnInfo, Endpoint, Link, LinkError, SessionKind, link};
 
 /// An ordinary query may take this long; starting a backup waits for a checkpoint.
 pub(crate) const QUERY_LIMIT: Duration = Duration::from_secs(60);
@@ -27,50 +28,139 @@ const TRANSACTION_TIMEOUT: &str =
 /// A connection and where it leads, for messages. The password never shows.
 pub(crate) struct Sql {
     client: Client,
+    info: ConnInfo,
+    endpoint: Endpoint,
+    encrypted: bool,
     server: String,
+}
+
+/// Why one way into the server failed, and whether no rule of its own lets this role in that way.
+struct Failure {
+    error: SourceError,
+    no_rule: bool,
+}
+
+impl From<SourceError> for Failure {
+    fn from(error: SourceError) -> Self {
+        Failure { error, no_rule: false }
+    }
 }
 
 impl Sql {
     pub async fn connect(conninfo: &str, database: Option<&str>) -> Result<Self, SourceError> {
-        let mut config: Config = conninfo.parse().map_err(|error: tokio_postgres::Error| {
-            SourceError::Invalid { setting: "the connection".into(), reason: dr_reason(&error) }
-        })?;
+        let mut info = ConnInfo::parse(conninfo)?;
         if let Some(database) = database {
-            config.dbname(database);
+            info = info.with_database(database);
         }
-        if config.get_user().is_none()
-            && let Some(name) = crate::process::user_name(rustix::process::geteuid().as_raw())
-        {
-            config.user(name);
+        let mut last = None;
+        let mut second_best = None;
+        for endpoint in &info.endpoints {
+            match Sql::connect_to(&info, endpoint).await {
+                Ok(sql) => match sql.is_wanted(info.session_kind).await {
+                    Ok(true) => return Ok(sql),
+                    Ok(false) if info.session_kind == SessionKind::PreferStandby => second_best = Some(sql),
+                    Ok(false) => {
+                        let reason =
+                            format!("it is not what target_session_attrs asks for: {:?}", info.session_kind);
+                        last = Some(SourceError::Unreachable { server: sql.server, source: reason.into() });
+                    }
+                    Err(error) => last = Some(error),
+                },
+                Err(error) => last = Some(error),
+            }
         }
-        config.application_name("dr");
-        let options = config.get_options().map(|own| format!("{own} {SESSION}"));
-        config.options(options.as_deref().unwrap_or(SESSION));
-        let server = describe(&config);
-        let unreachable = |source| SourceError::Unreachable { server: server.clone(), source };
-        let connected = tokio::time::timeout(CONNECT_LIMIT, config.connect(NoTls)).await;
-        let (client, connection) = match connected {
-            Err(_) => {
-                return Err(unreachable(late(CONNECT_LIMIT).into()));
+        match (second_best, last) {
+            (Some(sql), _) => Ok(sql),
+            (None, Some(error)) => Err(error),
+            (None, None) => {
+                Err(SourceError::Unreachable { server: info.server(), source: "there is no host".into() })
             }
-            Ok(Err(error)) if error.code().is_some_and(|code| !is_passing(code.code())) => {
-                return Err(SourceError::Denied {
-                    server,
-                    operation: "the connection".into(),
-                    source: dr_reason(&error).into(),
-                });
+        }
+    }
+
+    /// Tries the ways that `sslmode` leaves: where one is optional, the other is tried too when the
+    /// server's rules refuse the first.
+    async fn connect_to(info: &ConnInfo, endpoint: &Endpoint) -> Result<Self, SourceError> {
+        let server = endpoint.to_string();
+        let mut last = None;
+        for plain in info.tls.mode.ways() {
+            let opened = match link(info, endpoint, *plain).await {
+                Ok(opened) => opened,
+                Err(LinkError::Unreachable(reason)) => {
+                    return Err(SourceError::Unreachable { server, source: reason.into() });
+                }
+                Err(LinkError::Tls(reason)) => {
+                    last = Some(denied(&server, reason));
+                    continue;
+                }
+            };
+            let encrypted = opened.encrypted;
+            match Sql::begin(info, endpoint, opened).await {
+                // No rule lets this role in this way; a wrong password is wrong in every way.
+                Err(Failure { error, no_rule: true }) if encrypted != *plain => last = Some(error),
+                Err(Failure { error, .. }) => return Err(last.unwrap_or(error)),
+                Ok(sql) => return Ok(sql),
             }
-            Ok(Err(error)) => return Err(unreachable(dr_reason(&error).into())),
+        }
+        Err(last.unwrap_or(SourceError::Unreachable { server, source: "no way in".into() }))
+    }
+
+    async fn begin(info: &ConnInfo, endpoint: &Endpoint, link: Link) -> Result<Self, Failure> {
+        let server = endpoint.to_string();
+        let encrypted = link.encrypted;
+        let config = config_of(info, endpoint, encrypted);
+        let unreachable = |reason: String| {
+            Failure::from(SourceError::Unreachable { server: server.clone(), source: reason.into() })
+        };
+        let limit = info.connect_limit;
+        let connected = config.connect_raw(link.stream, AsItIs);
+        let (client, connection) = match tokio::time::timeout(limit, connected).await {
+            Err(_) => return Err(unreachable(late(limit))),
+            Ok(Err(error)) if error.code().is_some_and(|code| is_passing(code.code())) => {
+                return Err(unreachable(dr_reason(&error)));
+            }
+            // No code: this side refuses (no password, no channel binding), or the stream was lost.
+            Ok(Err(error)) if error.code().is_some() || is_refusal(&error) => {
+                let no_rule = error.code().is_some_and(|code| code.code() == "28000");
+                return Err(Failure { error: denied(&server, dr_reason(&error)), no_rule });
+            }
+            Ok(Err(error)) => return Err(unreachable(dr_reason(&error))),
             Ok(Ok(pair)) => pair,
         };
         // The task ends with the client; its error reaches the next query.
         tokio::spawn(connection);
-        let sql = Sql { client, server };
+        let sql = Sql { client, info: info.clone(), endpoint: endpoint.clone(), encrypted, server };
         match tokio::time::timeout(QUERY_LIMIT, sql.client.batch_execute(TRANSACTION_TIMEOUT)).await {
             Ok(Ok(())) => Ok(sql),
-            Ok(Err(error)) => Err(sql.failed("set up a session", dr_reason(&error))),
-            Err(_) => Err(sql.failed("set up a session", late(QUERY_LIMIT))),
+            Ok(Err(error)) => Err(sql.failed("set up a session", dr_reason(&error)).into()),
+            Err(_) => Err(sql.failed("set up a session", late(QUERY_LIMIT)).into()),
         }
+    }
+
+    async fn is_wanted(&self, kind: SessionKind) -> Result<bool, SourceError> {
+        if kind == SessionKind::Any {
+            return Ok(true);
+        }
+        let query = "SELECT pg_is_in_recovery(), current_setting('default_transaction_read_only') = 'on'";
+        let row = self.row("tell whether it is a standby", query, QUERY_LIMIT).await?;
+        let (standby, read_only): (bool, bool) = (row.get(0), row.get(1));
+        Ok(match kind {
+            SessionKind::Standby | SessionKind::PreferStandby => standby,
+            SessionKind::Primary => !standby,
+            SessionKind::ReadWrite => !standby && !read_only,
+            SessionKind::ReadOnly => standby || read_only,
+            SessionKind::Any => true,
+        })
+    }
+
+    /// Ends a query that takes too long: the session stays usable, and what is asked next must not
+    /// wait behind it.
+    async fn cancel(&self) {
+        let cancel = async {
+            let link = link(&self.info, &self.endpoint, !self.encrypted).await.ok()?;
+            self.client.cancel_token().cancel_query_raw(link.stream, AsItIs).await.ok()
+        };
+        let _ = tokio::time::timeout(CANCEL_LIMIT, cancel).await;
     }
 
     pub fn server(&self) -> &str {
@@ -86,9 +176,7 @@ impl Sql {
     ) -> Result<Vec<Row>, SourceError> {
         match tokio::time::timeout(limit, self.client.query(query, parameters)).await {
             Err(_) => {
-                // The session stays usable: what is asked next must not wait behind this query.
-                let cancel = self.client.cancel_token();
-                let _ = tokio::time::timeout(CANCEL_LIMIT, cancel.cancel_query(NoTls)).await;
+                self.cancel().await;
                 Err(self.failed(doing, late(limit)))
             }
             Ok(Err(error)) if error.code().is_some_and(|code| code.code() == "42501") => {
@@ -133,12 +221,36 @@ fn dr_reason(error: &tokio_postgres::Error) -> String {
     }
 }
 
-fn describe(config: &Config) -> String {
-    use tokio_postgres::config::Host;
-    let port = config.get_ports().first().copied().unwrap_or(5432);
-    match config.get_hosts().first() {
-        Some(Host::Tcp(host)) => format!("{host}:{port}"),
-        Some(Host::Unix(dir)) => format!("{}/.s.PGSQL.{port}", dir.display()),
-        None => format!("localhost:{port}"),
+fn denied(server: &str, reason: String) -> SourceError {
+    SourceError::Denied {
+        server: server.to_owned(),
+        operation: "the connection".into(),
+        source: reason.into(),
     }
+}
+
+/// Whether the other side was there and authentication failed on this one.
+fn is_refusal(error: &tokio_postgres::Error) -> bool {
+    let text = error.to_string();
+    text.starts_with("authentication error") || text.starts_with("invalid configuration")
+}
+
+/// For a stream that is open, and encrypted if it is to be: TLS is not begun a second time.
+fn config_of(info: &ConnInfo, endpoint: &Endpoint, encrypted: bool) -> Config {
+    let mut config = Config::new();
+    config.user(&info.user).dbname(&info.database);
+    config.application_name(info.application_name.as_deref().unwrap_or("dr"));
+    let options = info.options.as_ref().map(|own| format!("{own} {SESSION}"));
+    config.options(options.as_deref().unwrap_or(SESSION));
+    if let Some(password) = info.password_for(endpoint, &info.database) {
+        config.password(password);
+    }
+    config.ssl_mode(if encrypted { SslMode::Require } else { SslMode::Disable });
+    config.ssl_negotiation(SslNegotiation::Direct);
+    config.channel_binding(match info.channel_binding {
+        ChannelBindingMode::Disable => ChannelBinding::Disable,
+        ChannelBindingMode::Prefer => ChannelBinding::Prefer,
+        ChannelBindingMode::Require => ChannelBinding::Require,
+    });
+    config
 }
