@@ -80,6 +80,11 @@ impl Settings {
         self.text(name).and_then(|text| dr_core::size::parse_bytes(text).ok()).unwrap_or_default()
     }
 
+    /// A size in bytes; `None` when it is not set.
+    pub fn optional_bytes(&self, name: &'static str) -> Option<u64> {
+        self.text(name).and_then(|text| dr_core::size::parse_bytes(text).ok())
+    }
+
     fn check(&self, setting: &'static Setting) -> Result<(), AgentError> {
         let Some(written) = self.values.get(setting.name).filter(|w| !w.value.is_empty()) else {
             return Ok(());
@@ -90,6 +95,9 @@ impl Settings {
             Kind::Path => (!value.starts_with('/')).then(|| "a path must be absolute".to_owned()),
             Kind::Flag => {
                 (!matches!(value.as_str(), "true" | "false")).then(|| "it is true or false".to_owned())
+            }
+            Kind::Choice(words) => {
+                (!words.contains(&value.as_str())).then(|| format!("it is one of {}", words.join(", ")))
             }
             Kind::Number => value.parse::<u64>().err().map(|_| "it is a whole number".to_owned()),
             Kind::Duration => dr_core::size::parse_duration(value).err().map(|e| e.to_string()),

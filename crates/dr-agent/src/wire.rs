@@ -4,11 +4,13 @@ use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::sync::Arc;
 
-use dr_core::port::{Clock, EventSink, Instance, KeyProvider, StorageError, StorageTarget};
+use dr_core::port::{Clock, DatabaseSource, EventSink, Instance, KeyProvider, StorageError, StorageTarget};
 use dr_core::{SegmentSize, SystemId, Timestamp};
 use dr_engine::wal::Archive;
 use dr_engine::{Cancel, Context};
-use dr_pg::{InstanceOptions, LocalInstance, LocalSource, LocalSourceOptions, PgWal};
+use dr_pg::{
+    InstanceOptions, LocalInstance, LocalSource, LocalSourceOptions, PgWal, StreamSource, StreamSourceOptions,
+};
 use dr_storage::keys::{AgeKey, FileKey, HostKey};
 use dr_storage::target::{DirectoryOptions, DirectoryTarget, RetryPolicy, Retrying};
 use dr_storage::{Access, ClusterIdentity, Repository};
@@ -164,12 +166,15 @@ pub async fn repository(settings: &Settings) -> Result<Repository, AgentError> {
     Repository::open(target(settings, false)?, access).await.map_err(|source| AgentError::Repo { source })
 }
 
-/// The server on this host that the settings name.
-pub fn source(settings: &Settings) -> LocalSource {
-    LocalSource::new(LocalSourceOptions {
-        conninfo: settings.text("cluster.connection").unwrap_or_default().to_owned(),
-        data_directory: settings.path("cluster.data_directory"),
-    })
+/// The server that the settings name, its files read here or streamed.
+pub fn source(settings: &Settings) -> Box<dyn DatabaseSource> {
+    let conninfo = settings.text("cluster.connection").unwrap_or_default().to_owned();
+    if settings.text("backup.source") == Some("stream") {
+        let max_rate = settings.optional_bytes("backup.max_rate");
+        return Box::new(StreamSource::new(StreamSourceOptions { conninfo, max_rate }));
+    }
+    let data_directory = settings.path("cluster.data_directory");
+    Box::new(LocalSource::new(LocalSourceOptions { conninfo, data_directory }))
 }
 
 /// A server behind a connection string.

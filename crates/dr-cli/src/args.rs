@@ -131,6 +131,9 @@ pub(crate) struct Backup {
     /// Read every file, whatever its time stamps say
     #[arg(long)]
     pub read_all: bool,
+    /// Where the cluster's files come from: this host's disk, or a replication connection
+    #[arg(long, value_name = "SOURCE", value_parser = ["files", "stream"])]
+    pub source: Option<String>,
     /// Only say what would be done
     #[arg(long)]
     pub plan: bool,

@@ -136,7 +136,11 @@ fn dispatch(cli: Cli) -> Result<u8, CliError> {
         Command::Reference { what } => return docs::print_reference(&what),
         _ => {}
     }
-    let session = Session::new(cli.global)?;
+    let mut global = cli.global;
+    if let Command::Backup(args) = &cli.command {
+        global.set.extend(args.source.iter().map(|source| format!("backup.source={source}")));
+    }
+    let session = Session::new(global)?;
     let runtime = runtime(&cli.command)?;
     runtime.block_on(async {
         let cancel = session.cancel.clone();

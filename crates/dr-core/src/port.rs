@@ -26,7 +26,7 @@ pub use keys::{KeyError, KeyProvider};
 pub use pages::{BadPage, PageChecker};
 pub use source::{
     BackupSession, BackupStart, BackupStop, ClusterDescription, DatabaseSource, FileKind, FileOpener,
-    FileReader, FileStat, RelationEntry, SourceError, SourceFile, TablespaceFacts,
+    FileReader, FileStat, FileStream, RelationEntry, SourceError, SourceFile, TablespaceFacts,
 };
 pub use storage::{Capabilities, Key, ObjectInfo, Payload, StorageError, StorageTarget};
 pub use wal::{SegmentFacts, SegmentInspector, WalFault, WalFormat};

@@ -9,7 +9,9 @@
 //! 6. Put the manifest, create-only. **Commit.** – *After it everything is there.*
 //! 7. Put the receipt.
 
+mod arrival;
 mod collect;
+mod copy;
 mod parent;
 mod plan;
 mod stretch;
@@ -27,36 +29,25 @@ use dr_core::guard::Guard;
 use dr_core::port::{BackupSession, BackupStop, DatabaseSource, RelationEntry};
 use dr_core::{BackupId, Lsn, WalSegment};
 use dr_storage::format::{
-    BackupStatus, BadPageRecord, ManifestBody, ManifestHead, Point, SessionBegin, SessionRef, WalkMark,
+    BackupStatus, BadPageRecord, ManifestBody, ManifestHead, SessionBegin, SessionRef, WalkMark,
 };
-use dr_storage::{ClusterIdentity, FrameOpener, PackKind, SessionWriter};
-use tokio::runtime::Handle;
+use dr_storage::{ClusterIdentity, PackKind, SessionWriter};
 
 use crate::context::{Context, JobLog};
 use crate::error::EngineError;
-use crate::failure::Failure;
-use crate::meta::MetaReader;
 pub use plan::{BackupOptions, BackupPlan, BackupReport, BadPageReport, plan};
 
-use collect::{Collected, Collector};
-use parent::{Origin, ParentCursor};
-use stretch::Worker;
+use collect::Collected;
+use copy::{Copy, panicked};
+use parent::Origin;
 use task::Counters;
-use walk::{PointRule, Walk};
-use worker::Shared;
 
 /// The stage that copies files.
 pub(crate) const COPY: &str = "copy";
 
-/// Tasks that wait for a worker at most.
-const TASK_QUEUE: usize = 16;
-/// News that wait for the collector at most.
-const NEWS_QUEUE: usize = 256;
 /// How soon the archive is looked at again while waiting for WAL: the wait grows from the first to
 /// the second.
 const WAL_POLL: (Duration, Duration) = (Duration::from_millis(20), Duration::from_secs(1));
-/// Bytes stored anew in one backup only to shorten old patches: this share of the cluster.
-const REBASE_SHARE: u64 = 10;
 
 /// Takes the backup. `Ok` means that it is committed and durable.
 ///
@@ -119,7 +110,8 @@ async fn run(
     let walk = WalkMark { host: pg.host(), began_ns: context.clock.now().as_nanosecond() as i64 };
     let counters = Arc::new(Counters::default());
     let copy = Copy { context, plan, session: &session, origins, walk: &walk, counters: &counters, total };
-    let collected = copy.run(pg.as_ref()).await?;
+    let stream = pg.stream();
+    let collected = copy.run(pg.as_ref(), stream).await?;
     log.end(stage);
 
     let stage = log.stage("stop", None, Unit::Steps);
@@ -201,186 +193,6 @@ fn by_file(records: Vec<BadPageRecord>) -> HashMap<String, Vec<BadPageRecord>> {
         map.entry(record.path.clone()).or_default().push(record);
     }
     map
-}
-
-/// The copying stage.
-struct Copy<'a> {
-    context: &'a Context,
-    plan: &'a BackupPlan,
-    session: &'a SessionWriter,
-    origins: Vec<Arc<Origin>>,
-    walk: &'a WalkMark,
-    counters: &'a Arc<Counters>,
-    total: Option<u64>,
-}
-
-impl Copy<'_> {
-    /// Runs the walk, the workers and the collector on blocking threads.
-    async fn run(&self, pg: &dyn BackupSession) -> Result<Collected, EngineError> {
-        let context = self.context;
-        let handle = Handle::current();
-        let reader = context.store.reader().await.map_err(EngineError::repo("cannot read the repository"))?;
-        let meta = Arc::new(MetaReader::new(context.repo.clone(), reader, handle.clone()));
-        let failure = Arc::new(Failure::default());
-        let workers = self.plan.options.workers.max(1);
-        let allowance = self.total.unwrap_or(0) / REBASE_SHARE;
-        let shared = Arc::new(Shared {
-            open: pg.opener(),
-            meta: meta.clone(),
-            failure: failure.clone(),
-            counters: self.counters.clone(),
-            cancel: context.cancel.clone(),
-            rebase_allowance: (allowance as i64).into(),
-        });
-        let (task_sender, task_receiver) = std::sync::mpsc::sync_channel(TASK_QUEUE);
-        let (news_sender, news_receiver) = std::sync::mpsc::sync_channel(NEWS_QUEUE);
-        let task_receiver = Arc::new(std::sync::Mutex::new(task_receiver));
-        let mut running = Vec::new();
-        for _ in 0..workers {
-            let worker = Worker::new(
-                context.repo.clone(),
-                pg.pages(),
-                pg.start().lsn,
-                self.session.pack_writer(PackKind::Data),
-            );
-            let (shared, tasks, news) = (shared.clone(), task_receiver.clone(), news_sender.clone());
-            running.push(
-                handle
-                    .spawn_blocking(move || worker::run(worker, FrameOpener::new(), &shared, &tasks, &news)),
-            );
-        }
-        drop(task_receiver);
-        let cursor = ParentCursor::new(meta, FrameOpener::new(), self.origins.clone());
-        let collector = Collector::new(
-            context.repo.clone(),
-            self.session.pack_writer(PackKind::Meta),
-            self.session.pack_writer(PackKind::Page),
-            cursor.known_shards(),
-            self.counters.clone(),
-        );
-        let mut points = PointWriter::new(self, pg, handle.clone());
-        let collecting = {
-            let failure = failure.clone();
-            handle.spawn_blocking(move || {
-                collector.run(&news_receiver, &failure, &mut |collected| points.put(collected))
-            })
-        };
-        let walking = {
-            let walk = Walking {
-                files: pg.files(),
-                cursor,
-                host: pg.host(),
-                trust_stat: pg.stat_is_trusted() && !self.plan.options.read_all,
-                now_ns: self.walk.began_ns,
-                workers,
-                points: PointRule {
-                    every: self.plan.options.point_every,
-                    every_bytes: self.plan.options.point_every_bytes,
-                },
-                tasks: task_sender,
-                news: news_sender,
-                failure: failure.clone(),
-                counters: self.counters.clone(),
-                context: context.clone(),
-            };
-            handle.spawn_blocking(move || walk.run())
-        };
-        join(walking, &failure).await;
-        for worker in running {
-            join(worker, &failure).await;
-        }
-        let collected = collecting.await.map_err(|_| panicked("the collector"))?;
-        match failure.take() {
-            Some(error) => Err(error),
-            None => collected,
-        }
-    }
-}
-
-/// Owned parts of the walk, so that it can run on another thread.
-struct Walking {
-    files: Box<dyn Iterator<Item = Result<dr_core::port::SourceFile, dr_core::port::SourceError>> + Send>,
-    cursor: ParentCursor,
-    host: String,
-    trust_stat: bool,
-    now_ns: i64,
-    workers: usize,
-    points: PointRule,
-    tasks: std::sync::mpsc::SyncSender<task::Task>,
-    news: std::sync::mpsc::SyncSender<task::News>,
-    failure: Arc<Failure>,
-    counters: Arc<Counters>,
-    context: Context,
-}
-
-impl Walking {
-    fn run(self) {
-        let walk = Walk {
-            files: self.files,
-            cursor: self.cursor,
-            host: self.host,
-            trust_stat: self.trust_stat,
-            now_ns: self.now_ns,
-            workers: self.workers,
-            points: self.points,
-            tasks: self.tasks,
-            news: self.news,
-            failure: &self.failure,
-            counters: &self.counters,
-            events: self.context.events.as_ref(),
-            cancel: &self.context.cancel,
-        };
-        if let Err(error) = walk.run() {
-            self.failure.set(error);
-        }
-    }
-}
-
-async fn join(part: tokio::task::JoinHandle<()>, failure: &Failure) {
-    if part.await.is_err() {
-        failure.set(panicked("a part of the copy"));
-    }
-}
-
-fn panicked(what: &str) -> EngineError {
-    EngineError::Bug { what: format!("{what} panicked") }
-}
-
-/// Puts points, numbered from 1.
-struct PointWriter {
-    session: SessionWriter,
-    handle: Handle,
-    start: dr_core::port::BackupStart,
-    walk: WalkMark,
-    number: u32,
-}
-
-impl PointWriter {
-    fn new(copy: &Copy<'_>, pg: &dyn BackupSession, handle: Handle) -> Self {
-        PointWriter {
-            session: copy.session.clone(),
-            handle,
-            start: pg.start().clone(),
-            walk: copy.walk.clone(),
-            number: 0,
-        }
-    }
-
-    fn put(&mut self, collected: &Collected) -> Result<(), EngineError> {
-        let Some(last_path) = collected.last_path.clone() else { return Ok(()) };
-        self.number += 1;
-        let point = Point {
-            start: self.start.clone(),
-            walk: self.walk.clone(),
-            shards: collected.shards.clone(),
-            sessions: collected.sessions.iter().copied().collect(),
-            bad_pages: collected.bad.clone(),
-            last_path,
-            packs: Vec::new(),
-        };
-        let doing = "cannot record how far the backup is";
-        self.handle.block_on(self.session.put_point(self.number, &point)).map_err(EngineError::repo(doing))
-    }
 }
 
 /// What is kept beside the files.

@@ -10,6 +10,7 @@ mod context;
 mod error;
 mod failure;
 mod meta;
+mod pace;
 pub mod restore;
 mod tree;
 pub mod wal;

@@ -12,6 +12,7 @@ mod page;
 mod process;
 pub mod replication;
 mod sql;
+mod streamed;
 mod wal;
 mod walk;
 
@@ -21,6 +22,7 @@ pub use instance::{InstanceOptions, LocalInstance};
 pub use local::{LocalSource, LocalSourceOptions};
 pub use page::PgPages;
 pub use process::find_bin_dir;
+pub use streamed::{StreamSource, StreamSourceOptions};
 pub use wal::PgWal;
 pub use walk::TreeWalk;
 

@@ -1,7 +1,7 @@
 //! A cluster on this host: its files read directly, its server spoken to by SQL.
 
-mod check;
-mod facts;
+pub(crate) mod check;
+pub(crate) mod facts;
 
 use std::fs::File;
 use std::io;
@@ -14,8 +14,8 @@ use async_trait::async_trait;
 use dr_core::guard::Guard;
 use dr_core::port::{
     BackupSession, BackupStart, BackupStop, ClusterDescription, ControlFacts, DatabaseSource, FileOpener,
-    FileReader, FileStat, Finding, HostFile, HostNeeds, PageChecker, RelationEntry, SourceError, SourceFile,
-    TablespaceFacts,
+    FileReader, FileStat, FileStream, Finding, HostFile, HostNeeds, PageChecker, RelationEntry, SourceError,
+    SourceFile, TablespaceFacts,
 };
 use dr_core::{Lsn, Timeline, Timestamp};
 
@@ -31,7 +31,7 @@ const CHECKPOINT_LIMIT: Duration = Duration::from_secs(3600);
 const SIZE_LIMIT: Duration = Duration::from_secs(10);
 
 /// The advisory lock that one backup at a time holds ("dr", "backup").
-const LOCK: (i32, i32) = (0x6472, 0x6261);
+pub(crate) const LOCK: (i32, i32) = (0x6472, 0x6261);
 
 /// Reads of `pg_control` while the server writes it.
 const CONTROL_READS: u32 = 20;
@@ -182,7 +182,7 @@ fn parse_lsn(text: String, sql: &Sql) -> Result<Lsn, SourceError> {
     })
 }
 
-fn micros(value: i64) -> Timestamp {
+pub(crate) fn micros(value: i64) -> Timestamp {
     Timestamp::from_microsecond(value).unwrap_or(Timestamp::UNIX_EPOCH)
 }
 
@@ -247,6 +247,10 @@ impl BackupSession for LocalSession {
     fn files(&self) -> Box<dyn Iterator<Item = Result<SourceFile, SourceError>> + Send> {
         let major = self.cluster.version_num / 10_000;
         Box::new(TreeWalk::new(&self.data).of_version(major, self.catalog_version))
+    }
+
+    fn stream(&mut self) -> Option<Box<dyn FileStream>> {
+        None
     }
 
     fn open(&self, path: &str) -> Result<Option<Box<dyn FileReader>>, SourceError> {

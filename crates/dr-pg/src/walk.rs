@@ -14,7 +14,7 @@ use dr_core::path::encode;
 use dr_core::port::{FileKind, FileStat, SourceError, SourceFile};
 
 /// Directories that are kept empty.
-const EMPTY_DIRS: [&str; 8] = [
+pub(crate) const EMPTY_DIRS: [&str; 8] = [
     "pg_dynshmem",
     "pg_notify",
     "pg_replslot",
@@ -240,7 +240,7 @@ impl Iterator for TreeWalk {
 }
 
 /// Whether `pg_basebackup` leaves this out.
-fn is_left_out(dir: &str, name: &str, unlogged: &[u64]) -> bool {
+pub(crate) fn is_left_out(dir: &str, name: &str, unlogged: &[u64]) -> bool {
     if name.starts_with("pgsql_tmp") || name.starts_with("pg_internal.init") {
         return true;
     }

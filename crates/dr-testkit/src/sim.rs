@@ -8,8 +8,8 @@ use std::sync::{Arc, Mutex};
 use async_trait::async_trait;
 use dr_core::port::{
     BackupSession, BackupStart, BackupStop, BadPage, Clock, ClusterDescription, DatabaseSource, FileKind,
-    FileReader, FileStat, Finding, HostFile, HostNeeds, NoEvents, PageChecker, RelationEntry, SourceError,
-    SourceFile, TablespaceFacts,
+    FileReader, FileStat, FileStream, Finding, HostFile, HostNeeds, NoEvents, PageChecker, RelationEntry,
+    SourceError, SourceFile, TablespaceFacts,
 };
 use dr_core::{Lsn, SegmentSize, SystemId, Timeline, Timestamp, WalName, WalSegment};
 use dr_engine::{Cancel, Context};
@@ -385,6 +385,10 @@ impl BackupSession for SimSession {
 
     fn files(&self) -> Box<dyn Iterator<Item = Result<SourceFile, SourceError>> + Send> {
         Box::new(self.cluster.listing().into_iter().map(Ok))
+    }
+
+    fn stream(&mut self) -> Option<Box<dyn FileStream>> {
+        None
     }
 
     fn open(&self, path: &str) -> Result<Option<Box<dyn FileReader>>, SourceError> {

@@ -19,11 +19,16 @@ pub enum Kind {
     Size,
     /// A secret by reference: `file:PATH`, `env:NAME` or `exec:COMMAND`.
     Secret,
+    /// One of these words.
+    Choice(&'static [&'static str]),
 }
 
 impl Kind {
-    fn words(self) -> &'static str {
-        match self {
+    fn words(self) -> String {
+        let words = match self {
+            Kind::Choice(words) => {
+                return words.iter().map(|word| format!("`{word}`")).collect::<Vec<_>>().join(" or ");
+            }
             Kind::Text => "text",
             Kind::Path => "absolute path",
             Kind::Flag => "true or false",
@@ -31,7 +36,8 @@ impl Kind {
             Kind::Duration => "duration with unit (500ms, 30s, 5min, 12h, 7d)",
             Kind::Size => "size with unit (64MiB, 10GB)",
             Kind::Secret => "secret by reference (file:PATH, env:NAME, exec:COMMAND)",
-        }
+        };
+        words.to_owned()
     }
 }
 
@@ -137,6 +143,19 @@ pub const SETTINGS: &[Setting] = &[
         Kind::Duration,
         "60s",
         "How long to wait for the backup's last WAL to arrive in the archive.",
+    ),
+    setting(
+        "backup.source",
+        Kind::Choice(&["files", "stream"]),
+        "files",
+        "Where a backup gets the cluster's files: `files` of this host, or the `stream` of a replication connection, \
+         which needs no access to the server's host.",
+    ),
+    setting(
+        "backup.max_rate",
+        Kind::Size,
+        "",
+        "Read at most so many bytes a second of the cluster; no limit when not set.",
     ),
     setting(
         "backup.point_every",

@@ -3,7 +3,6 @@
 use std::time::Duration;
 
 use dr_agent::wire;
-use dr_core::port::DatabaseSource;
 use dr_core::size;
 use dr_engine::EngineError;
 use dr_engine::backup::{self, BackupOptions, BackupPlan, BackupReport};
@@ -30,13 +29,14 @@ pub(super) async fn run(session: &Session, args: Backup) -> Result<u8, CliError>
         point_every_bytes: settings.bytes("backup.point_bytes"),
         read_all: args.read_all,
         full: args.full,
+        max_rate: settings.optional_bytes("backup.max_rate"),
     };
-    let plan = backup::plan(&context, &source, &options).await?;
+    let plan = backup::plan(&context, source.as_ref(), &options).await?;
     if args.plan {
         output::result(session.global.json, "backup --plan", &plan, || show_plan(&plan));
         return Ok(0);
     }
-    let report = backup::apply(&context, &source, &plan).await?;
+    let report = backup::apply(&context, source.as_ref(), &plan).await?;
     output::result(session.global.json, "backup", &report, || show_report(&report));
     Ok(0)
 }
@@ -53,6 +53,12 @@ fn show_plan(plan: &BackupPlan) -> String {
         ("data directory", cluster.data_directory.clone()),
         ("server", format!("PostgreSQL {}, timeline {}", cluster.version_num / 10_000, cluster.timeline)),
         ("content", from),
+        (
+            "rate",
+            plan.options
+                .max_rate
+                .map_or("not limited".into(), |rate| format!("at most {}/s", size::bytes(rate))),
+        ),
         ("workers", plan.options.workers.to_string()),
         ("if interrupted", "nothing is listed; the next backup continues from the last point".to_owned()),
     ]));

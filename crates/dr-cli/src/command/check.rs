@@ -14,7 +14,7 @@ pub(super) async fn run(session: &Session) -> Result<u8, CliError> {
         Ok(target) => (Some(target), None),
         Err(error) => (None, Some(error)),
     };
-    let mut report = dr_verify::check(Some(&source), target.as_deref()).await;
+    let mut report = dr_verify::check(Some(source.as_ref()), target.as_deref()).await;
     if let Some(error) = &storage_error {
         report.findings.push(Finding::bad(
             "storage",

@@ -153,6 +153,21 @@ pub trait FileReader: Send {
 /// Opens a listed file from any thread; `None` when it has vanished.
 pub type FileOpener = Arc<dyn Fn(&str) -> Result<Option<Box<dyn FileReader>>, SourceError> + Send + Sync>;
 
+/// Files in the order in which a server sends them, each with its content. Blocking; used on one
+/// worker thread. An error ends it.
+pub trait FileStream: Send {
+    /// Gives something to ask now and then while a wait lasts: `true` ends the wait with an error.
+    fn interrupt_when(&mut self, asked: Box<dyn Fn() -> bool + Send>);
+
+    /// The next file, in any order but each path once; what was not read of the last one is passed
+    /// over. `None` at the end.
+    fn next_file(&mut self) -> Result<Option<SourceFile>, SourceError>;
+
+    /// Reads content of the current file: exactly as many bytes as its `stat` says until 0 at its
+    /// end.
+    fn read(&mut self, buffer: &mut [u8]) -> Result<usize, SourceError>;
+}
+
 /// A cluster that can be backed up.
 #[async_trait]
 pub trait DatabaseSource: Send + Sync + fmt::Debug {
@@ -189,6 +204,12 @@ pub trait BackupSession: Send {
     /// `global/pg_control`, `backup_label` and `tablespace_map`. Memory is bounded by the names
     /// of the largest directory. Files that vanish meanwhile are left out.
     fn files(&self) -> Box<dyn Iterator<Item = Result<SourceFile, SourceError>> + Send>;
+
+    /// The files as they arrive, for a source that cannot list and open them; asked for once,
+    /// instead of [`files`](Self::files), and read to its end before [`finish`](Self::finish).
+    /// `None`: the files are listed and opened. With a stream, [`opener`](Self::opener) only serves
+    /// to look at a place again.
+    fn stream(&mut self) -> Option<Box<dyn FileStream>>;
 
     /// Opens a listed file; `None` when it has vanished.
     fn open(&self, path: &str) -> Result<Option<Box<dyn FileReader>>, SourceError>;

@@ -54,8 +54,19 @@ pub(super) struct Collected {
     pub last_path: Option<String>,
 }
 
+/// In which order files are numbered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Order {
+    /// In the order of the table, whose parts are then written as they fill.
+    Table,
+    /// In the order of arrival: the whole table is kept in memory, some 200 bytes a file, and
+    /// written when it is complete, or as far as it is when a point is recorded.
+    Arrival,
+}
+
 /// Writes maps and tables in file order, whatever the order of the news.
 pub(super) struct Collector {
+    order: Order,
     repo: Repository,
     maps: PackWriter,
     prints: PackWriter,
@@ -78,8 +89,10 @@ impl Collector {
         prints: PackWriter,
         known: HashMap<Digest, ShardRef>,
         counters: Arc<Counters>,
+        order: Order,
     ) -> Self {
         Collector {
+            order,
             repo,
             maps,
             prints,
@@ -234,6 +247,10 @@ impl Collector {
                 self.collected.files += 1;
                 self.collected.bytes += entry.size;
             }
+            if self.order == Order::Arrival {
+                self.entries.push(entry);
+                continue;
+            }
             let ends = self.repo.ends_shard(&entry.path) || self.entries.len() + 1 >= MAX_SHARD_ENTRIES;
             self.collected.last_path = Some(entry.path.clone());
             self.entries.push(entry);
@@ -245,19 +262,25 @@ impl Collector {
     }
 
     fn write_shard(&mut self) -> Result<(), EngineError> {
-        let Some(first) = self.entries.first() else { return Ok(()) };
-        let first_path = first.path.clone();
-        let count = self.entries.len() as u32;
-        self.collected.sessions.extend(Shard::sessions(&self.entries));
-        let bytes = Shard::encode(&self.entries);
+        let entries = std::mem::take(&mut self.entries);
+        self.write_part(&entries)?;
+        self.entries = entries;
         self.entries.clear();
+        Ok(())
+    }
+
+    fn write_part(&mut self, entries: &[FileEntry]) -> Result<(), EngineError> {
+        let Some(first) = entries.first() else { return Ok(()) };
+        let first_path = first.path.clone();
+        self.collected.sessions.extend(Shard::sessions(entries));
+        let bytes = Shard::encode(entries);
         let digest = self.repo.digest(&bytes);
         let shard = match self.known.get(&digest) {
             Some(known) => known.clone(),
             None => {
                 let doing = "cannot store the file table";
                 let frame = self.maps.append(&bytes).map_err(EngineError::repo(doing))?;
-                ShardRef { first_path, count, frame, digest }
+                ShardRef { first_path, count: entries.len() as u32, frame, digest }
             }
         };
         // The frame that holds the table is in a session too.
@@ -266,9 +289,36 @@ impl Collector {
         Ok(())
     }
 
+    /// Writes the table of all files that have arrived. Parts that are as they were at the last
+    /// point are not stored again.
+    fn write_table(&mut self) -> Result<(), EngineError> {
+        let mut entries = std::mem::take(&mut self.entries);
+        entries.sort_unstable_by(|a, b| dr_core::path::compare(&a.path, &b.path));
+        if let Some(pair) = entries.windows(2).find(|pair| pair[0].path == pair[1].path) {
+            let what = format!("{:?} arrived twice", pair[0].path);
+            return Err(EngineError::Invalid { what, hint: "Run the backup again.".into() });
+        }
+        let before = std::mem::take(&mut self.collected.shards);
+        self.known.extend(before.into_iter().map(|shard| (shard.digest, shard)));
+        self.collected.last_path = entries.last().map(|entry| entry.path.clone());
+        let mut from = 0;
+        for at in 0..entries.len() {
+            let ends = self.repo.ends_shard(&entries[at].path) || at + 1 - from >= MAX_SHARD_ENTRIES;
+            if ends || at + 1 == entries.len() {
+                self.write_part(&entries[from..=at])?;
+                from = at + 1;
+            }
+        }
+        self.entries = entries;
+        Ok(())
+    }
+
     /// Ends the open shard and hands all packs over.
     fn close(&mut self) -> Result<(), EngineError> {
-        self.write_shard()?;
+        match self.order {
+            Order::Table => self.write_shard()?,
+            Order::Arrival => self.write_table()?,
+        }
         let doing = "cannot store the file table";
         self.maps.flush().map_err(EngineError::repo(doing))?;
         self.prints.flush().map_err(EngineError::repo(doing))

@@ -34,6 +34,12 @@ pub(super) struct Origin {
     pub up_to: Option<String>,
 }
 
+/// The parts of tables that may be referenced again when they come out the same.
+pub(super) fn known_shards(origins: &[Arc<Origin>]) -> HashMap<Digest, ShardRef> {
+    let shards = origins.iter().flat_map(|o| o.shards.iter());
+    shards.map(|shard| (shard.digest, shard.clone())).collect()
+}
+
 /// Walks the parent's table in file order beside the source's files.
 pub(super) struct ParentCursor {
     meta: Arc<MetaReader>,
@@ -58,12 +64,6 @@ impl ParentCursor {
             peeked: None,
             after: None,
         }
-    }
-
-    /// The parts of tables that may be referenced again when they come out the same.
-    pub fn known_shards(&self) -> HashMap<Digest, ShardRef> {
-        let shards = self.origins.iter().flat_map(|o| o.shards.iter());
-        shards.map(|shard| (shard.digest, shard.clone())).collect()
     }
 
     /// The parent's entry for `path`. Paths are asked for in order.
@@ -108,6 +108,59 @@ impl ParentCursor {
         self.origins.pop_front();
         self.next_shard = 0;
         self.entries = Vec::new().into_iter();
+    }
+}
+
+/// Parts of tables that are kept: entries that arrive together lie together in the table.
+const KEPT_SHARDS: usize = 8;
+
+/// The parent's table for files that arrive in any order.
+pub(super) struct ParentIndex {
+    meta: Arc<MetaReader>,
+    opener: FrameOpener,
+    origins: Vec<Arc<Origin>>,
+    kept: VecDeque<((usize, usize), Arc<Vec<FileEntry>>)>,
+}
+
+impl ParentIndex {
+    /// The tables of an interrupted backup (first) and of the last complete one.
+    pub fn new(meta: Arc<MetaReader>, opener: FrameOpener, origins: Vec<Arc<Origin>>) -> Self {
+        ParentIndex { meta, opener, origins, kept: VecDeque::new() }
+    }
+
+    /// The parent's entry for `path`.
+    pub fn find(&mut self, path: &str) -> Result<Option<(FileEntry, Arc<Origin>)>, EngineError> {
+        for index in 0..self.origins.len() {
+            let origin = self.origins[index].clone();
+            // The last part that begins at the path or before it.
+            let after = origin.shards.partition_point(|shard| !later(&shard.first_path, path));
+            let Some(shard) = after.checked_sub(1) else { continue };
+            let entries = self.entries(index, shard, &origin)?;
+            if let Ok(at) = entries.binary_search_by(|entry| path::compare(&entry.path, path)) {
+                return Ok(Some((entries[at].clone(), origin)));
+            }
+        }
+        Ok(None)
+    }
+
+    fn entries(
+        &mut self,
+        origin: usize,
+        shard: usize,
+        of: &Origin,
+    ) -> Result<Arc<Vec<FileEntry>>, EngineError> {
+        let wanted = (origin, shard);
+        if let Some(at) = self.kept.iter().position(|(key, _)| *key == wanted)
+            && let Some(found) = self.kept.remove(at)
+        {
+            let entries = found.1.clone();
+            self.kept.push_front(found);
+            return Ok(entries);
+        }
+        let entries = Arc::new(self.meta.shard(&mut self.opener, &of.shards[shard])?);
+        self.kept.push_front((wanted, entries.clone()));
+        self.kept.truncate(KEPT_SHARDS);
+        Ok(entries)
     }
 }
 

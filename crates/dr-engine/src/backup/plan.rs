@@ -31,6 +31,8 @@ pub struct BackupOptions {
     pub read_all: bool,
     /// Start afresh, whatever was stored before.
     pub full: bool,
+    /// Read at most so many bytes a second; `None`: no limit.
+    pub max_rate: Option<u64>,
 }
 
 impl Default for BackupOptions {
@@ -44,6 +46,7 @@ impl Default for BackupOptions {
             point_every_bytes: 50_000_000_000,
             read_all: false,
             full: false,
+            max_rate: None,
         }
     }
 }

@@ -6,18 +6,28 @@ use std::sync::{Arc, Barrier};
 use dr_core::port::SourceFile;
 use dr_storage::format::{BadPageRecord, FileEntry, MapRef};
 
+use super::arrival::Lent;
 use super::parent::Origin;
 use super::stretch::StretchOutput;
 
 /// An entry of the parent and where it is from.
 pub(super) type Before = Option<(FileEntry, Arc<Origin>)>;
 
+/// A small file to copy.
+pub(super) struct Small {
+    pub number: u64,
+    pub file: SourceFile,
+    pub before: Before,
+    /// What arrived with it; `None`: it is opened.
+    pub content: Option<Lent>,
+}
+
 /// Work for one worker.
 pub(super) enum Task {
     /// Small files, stored side by side in frames.
-    Bundle(Vec<(u64, SourceFile, Before)>),
-    /// One stretch of a large file.
-    Stretch { number: u64, unit: u32, file: Arc<SourceFile>, before: Arc<Before> },
+    Bundle(Vec<Small>),
+    /// One stretch of a large file, with its content if that arrived with it.
+    Stretch { number: u64, unit: u32, file: Arc<SourceFile>, before: Arc<Before>, content: Option<Lent> },
     /// Close the open pack and meet the others at the barrier.
     Flush(Arc<Barrier>),
 }

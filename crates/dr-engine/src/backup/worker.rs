@@ -3,7 +3,7 @@
 use std::sync::mpsc::{Receiver, SyncSender};
 use std::sync::{Arc, Mutex};
 
-use dr_core::port::{FileReader, SourceError, SourceFile};
+use dr_core::port::{FileOpener, FileReader, SourceFile};
 use dr_storage::format::{
     BadPageRecord, Content, Digest, EXTENT_LEN, EntryKind, FileEntry, FrameRef, INLINE_LEN, STRETCH_LEN,
     StatMark, StretchMap,
@@ -11,11 +11,12 @@ use dr_storage::format::{
 use dr_storage::{FrameOpener, PackKind, PackWriter};
 
 use super::stretch::{ParentStretch, StretchInput, Worker, read_full};
-use super::task::{Before, Counters, News, Task};
+use super::task::{Before, Counters, News, Small, Task};
 use crate::context::Cancel;
 use crate::error::EngineError;
 use crate::failure::Failure;
 use crate::meta::MetaReader;
+use crate::pace::Pace;
 
 /// Patched extents go whole when old patches are this much of a stretch's base frames (percent),
 /// as long as the backup's allowance lasts …
@@ -26,16 +27,14 @@ const REBASE_HARD_PERCENT: u64 = 45;
 /// A stretch whose patches come to more than this is stored again without them at once.
 const REBASE_LIMIT_PERCENT: u64 = 49;
 
-/// Opens files of the cluster from worker threads.
-pub(super) type Opener = Arc<dyn Fn(&str) -> Result<Option<Box<dyn FileReader>>, SourceError> + Send + Sync>;
-
 /// What all workers share.
 pub(super) struct Shared {
-    pub open: Opener,
+    pub open: FileOpener,
     pub meta: Arc<MetaReader>,
     pub failure: Arc<Failure>,
     pub counters: Arc<Counters>,
     pub cancel: Cancel,
+    pub pace: Pace,
     /// Bytes that may still be stored anew only to shorten old patches.
     pub rebase_allowance: std::sync::atomic::AtomicI64,
 }
@@ -64,27 +63,17 @@ pub(super) fn run(
             // After a failure tasks are only drained, so that nobody waits for room in the queue.
             _ if shared.failure.is_set() => Ok(()),
             Task::Bundle(files) => copy_bundle(&mut worker, shared, files, news),
-            Task::Stretch { number, unit, file, before } => {
-                if open_file.as_ref().is_none_or(|(n, _)| *n != number) {
-                    match (shared.open)(&file.path) {
-                        Ok(reader) => open_file = Some((number, reader)),
-                        Err(error) => {
-                            shared
-                                .failure
-                                .set(EngineError::source(format!("cannot read {}", file.path))(error));
-                            continue;
-                        }
+            Task::Stretch { number, unit, file, before, content } => {
+                let unit = Unit { number, unit, file: &file, before: &before };
+                match content {
+                    Some(content) => {
+                        let offset = u64::from(unit.unit) * STRETCH_LEN as u64;
+                        let reader = content.reader(&file, offset, shared.open.clone());
+                        copy_unit(&mut worker, &mut opener, shared, &unit, Some(&reader), news)
                     }
+                    None => opened(&mut open_file, shared, number, &file.path)
+                        .and_then(|reader| copy_unit(&mut worker, &mut opener, shared, &unit, reader, news)),
                 }
-                let reader = open_file.as_ref().and_then(|(_, reader)| reader.as_deref());
-                copy_unit(
-                    &mut worker,
-                    &mut opener,
-                    shared,
-                    &Unit { number, unit, file: &file, before: &before },
-                    reader,
-                    news,
-                )
             }
         };
         if let Err(error) = result {
@@ -94,6 +83,20 @@ pub(super) fn run(
     if let Err(error) = worker.pack.flush() {
         shared.failure.set(EngineError::repo("cannot store a pack")(error));
     }
+}
+
+/// The file of a stretch, kept open from one stretch to the next; `None`: it vanished.
+fn opened<'a>(
+    open_file: &'a mut Option<(u64, Option<Box<dyn FileReader>>)>,
+    shared: &Shared,
+    number: u64,
+    path: &str,
+) -> Result<Option<&'a dyn FileReader>, EngineError> {
+    if open_file.as_ref().is_none_or(|(n, _)| *n != number) {
+        let reader = (shared.open)(path).map_err(EngineError::source(format!("cannot read {path}")))?;
+        *open_file = Some((number, reader));
+    }
+    Ok(open_file.as_ref().and_then(|(_, reader)| reader.as_deref()))
 }
 
 struct Unit<'a> {
@@ -151,6 +154,7 @@ fn copy_unit(
         None => return send(news, News::Vanished { number: unit.number }),
     };
     Counters::add(&shared.counters.bytes_read, output.len as u64);
+    shared.pace.account(output.len as u64, &shared.cancel)?;
     Counters::add(&shared.counters.bytes_done, len as u64);
     Counters::add(&shared.counters.torn, output.torn);
     let reference = if output.changed { None } else { reference.cloned() };
@@ -213,13 +217,18 @@ fn patch_percent(map: &StretchMap) -> u64 {
 fn copy_bundle(
     worker: &mut Worker,
     shared: &Shared,
-    files: Vec<(u64, SourceFile, Before)>,
+    files: Vec<Small>,
     news: &SyncSender<News>,
 ) -> Result<(), EngineError> {
     let mut bundle = Bundle::default();
-    for (number, file, before) in files {
-        let opened =
-            (shared.open)(&file.path).map_err(EngineError::source(format!("cannot read {}", file.path)))?;
+    for Small { number, file, before, content } in files {
+        let opened = match content {
+            Some(content) => {
+                Some(Box::new(content.reader(&file, 0, shared.open.clone())) as Box<dyn FileReader>)
+            }
+            None => (shared.open)(&file.path)
+                .map_err(EngineError::source(format!("cannot read {}", file.path)))?,
+        };
         let Some(reader) = opened else {
             send(news, News::Vanished { number })?;
             continue;
@@ -231,6 +240,7 @@ fn copy_bundle(
         let (len, bad, torn) = worker.read_small(reader.as_ref(), &file.path)?;
         let content = &worker.extent[..len];
         Counters::add(&shared.counters.bytes_read, len as u64);
+        shared.pace.account(len as u64, &shared.cancel)?;
         Counters::add(&shared.counters.bytes_done, file.stat.size);
         Counters::add(&shared.counters.torn, torn);
         let mut entry = entry_of(&file, content.len() as u64);

@@ -24,13 +24,9 @@ pub(super) async fn check(
     conninfo: &str,
     data: Result<PathBuf, SourceError>,
 ) -> Result<Vec<Finding>, SourceError> {
-    let mut settings: HashMap<String, String> = HashMap::new();
-    for row in sql.rows("show its settings", SETTINGS, &[], QUERY_LIMIT).await? {
-        settings.insert(row.get(0), row.get(1));
-    }
-    let get = |name: &str| settings.get(name).cloned().unwrap_or_default();
+    let settings = settings(sql).await?;
     let mut findings = vec![Finding::good("server", format!("{} answers", sql.server()))];
-    findings.push(version(&get("server_version_num")));
+    findings.push(version(settings.get("server_version_num").map_or("", String::as_str)));
     findings.push(privileges(sql).await?);
     findings.push(role(sql).await?);
     match data {
@@ -45,6 +41,22 @@ pub(super) async fn check(
         )),
     }
     findings.extend(databases(sql, conninfo).await?);
+    findings.extend(server(&settings));
+    findings.push(archiver(sql).await?);
+    findings.push(clock(sql).await?);
+    Ok(findings)
+}
+
+/// The settings that decide whether a backup is possible, and how good it is.
+pub(crate) async fn settings(sql: &Sql) -> Result<HashMap<String, String>, SourceError> {
+    let rows = sql.rows("show its settings", SETTINGS, &[], QUERY_LIMIT).await?;
+    Ok(rows.iter().map(|row| (row.get(0), row.get(1))).collect())
+}
+
+/// What the server's settings mean for backups and archiving.
+pub(crate) fn server(settings: &HashMap<String, String>) -> Vec<Finding> {
+    let get = |name: &str| settings.get(name).cloned().unwrap_or_default();
+    let mut findings = Vec::new();
     findings.push(match get("wal_level").as_str() {
         level @ ("replica" | "logical") => Finding::good("wal-level", format!("wal_level is {level}")),
         level => Finding::bad(
@@ -82,12 +94,10 @@ pub(super) async fn check(
             "Stop the server and run pg_checksums --enable.",
         )
     });
-    findings.push(archiver(sql).await?);
-    findings.push(clock(sql).await?);
-    Ok(findings)
+    findings
 }
 
-fn version(number: &str) -> Finding {
+pub(crate) fn version(number: &str) -> Finding {
     let major = number.parse::<u32>().unwrap_or(0) / 10_000;
     let detail = format!("PostgreSQL {major}");
     if (OLDEST_MAJOR..=NEWEST_MAJOR).contains(&major) {
@@ -142,7 +152,7 @@ async fn data_directory(sql: &Sql, data: &Path) -> Result<Finding, SourceError> 
     })
 }
 
-async fn role(sql: &Sql) -> Result<Finding, SourceError> {
+pub(crate) async fn role(sql: &Sql) -> Result<Finding, SourceError> {
     let row = sql.row("tell what it is", "SELECT pg_is_in_recovery()", QUERY_LIMIT).await?;
     Ok(if row.get(0) {
         let fix = "Set [cluster] connection and data_directory to the primary.";
@@ -160,7 +170,7 @@ fn file_system(data: &Path) -> Option<Finding> {
     })
 }
 
-async fn databases(sql: &Sql, conninfo: &str) -> Result<Option<Finding>, SourceError> {
+pub(crate) async fn databases(sql: &Sql, conninfo: &str) -> Result<Option<Finding>, SourceError> {
     let closed = super::facts::closed_databases(sql, conninfo).await?;
     Ok((!closed.is_empty()).then(|| {
         let names = closed.join(", ");
@@ -198,7 +208,7 @@ fn archiving(mode: &str, command: &str, library: &str) -> Vec<Finding> {
     findings
 }
 
-async fn archiver(sql: &Sql) -> Result<Finding, SourceError> {
+pub(crate) async fn archiver(sql: &Sql) -> Result<Finding, SourceError> {
     let query = "SELECT archived_count, failed_count, coalesce(last_failed_wal, ''), \
                  coalesce(last_failed_time > coalesce(last_archived_time, '-infinity'), false) FROM pg_stat_archiver";
     let row = sql.row("show its archiver", query, QUERY_LIMIT).await?;
@@ -212,7 +222,7 @@ async fn archiver(sql: &Sql) -> Result<Finding, SourceError> {
     })
 }
 
-async fn clock(sql: &Sql) -> Result<Finding, SourceError> {
+pub(crate) async fn clock(sql: &Sql) -> Result<Finding, SourceError> {
     let query = "SELECT (extract(epoch FROM clock_timestamp()) * 1000)::int8";
     let row = sql.row("tell the time", query, QUERY_LIMIT).await?;
     let here = std::time::UNIX_EPOCH.elapsed().map_or(0, |d| d.as_millis() as i64);

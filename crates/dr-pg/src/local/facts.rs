@@ -98,7 +98,7 @@ async fn inside(conninfo: &str, database: &Database) -> Option<Sql> {
 }
 
 /// The names of databases that this role cannot enter.
-pub(super) async fn closed_databases(sql: &Sql, conninfo: &str) -> Result<Vec<String>, SourceError> {
+pub(crate) async fn closed_databases(sql: &Sql, conninfo: &str) -> Result<Vec<String>, SourceError> {
     let mut closed = Vec::new();
     for database in databases(sql).await? {
         if inside(conninfo, &database).await.is_none() {
@@ -109,7 +109,7 @@ pub(super) async fn closed_databases(sql: &Sql, conninfo: &str) -> Result<Vec<St
 }
 
 /// The relations of all databases, one connection at a time.
-pub(super) async fn relations(sql: &Sql, conninfo: &str) -> Result<Vec<RelationEntry>, SourceError> {
+pub(crate) async fn relations(sql: &Sql, conninfo: &str) -> Result<Vec<RelationEntry>, SourceError> {
     let mut out = Vec::new();
     let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
     for database in databases(sql).await? {
@@ -136,7 +136,7 @@ pub(super) async fn relations(sql: &Sql, conninfo: &str) -> Result<Vec<RelationE
 }
 
 /// Tablespaces that lie outside the data directory.
-pub(super) async fn tablespaces(sql: &Sql) -> Result<Vec<TablespaceFacts>, SourceError> {
+pub(crate) async fn tablespaces(sql: &Sql) -> Result<Vec<TablespaceFacts>, SourceError> {
     let query = "SELECT oid, spcname::text, pg_tablespace_location(oid) FROM pg_tablespace \
                  WHERE pg_tablespace_location(oid) <> '' ORDER BY oid";
     let rows = sql.rows("list its tablespaces", query, &[], QUERY_LIMIT).await?;
@@ -147,7 +147,7 @@ pub(super) async fn tablespaces(sql: &Sql) -> Result<Vec<TablespaceFacts>, Sourc
 }
 
 /// Files outside the data directory: configuration as on Debian, certificates, keys, includes.
-pub(super) async fn host_files(sql: &Sql, data: &Path) -> Result<Vec<HostFile>, SourceError> {
+pub(crate) async fn host_files(sql: &Sql, data: &Path) -> Result<Vec<HostFile>, SourceError> {
     let query = "SELECT name::text, setting FROM pg_settings WHERE setting <> '' AND name IN \
                  ('config_file', 'hba_file', 'ident_file', 'ssl_cert_file', 'ssl_key_file', 'ssl_ca_file', 'ssl_crl_file')";
     let mut wanted: Vec<(String, PathBuf)> = Vec::new();
@@ -193,7 +193,7 @@ SELECT DISTINCT collprovider::text, coalesce(to_jsonb(c) ->> 'colllocale', to_js
        (SELECT refobjid FROM pg_depend WHERE refclassid = 'pg_collation'::regclass)";
 
 /// Libraries and collations that a host must have.
-pub(super) async fn host_needs(sql: &Sql, conninfo: &str, major: u32) -> Result<HostNeeds, SourceError> {
+pub(crate) async fn host_needs(sql: &Sql, conninfo: &str, major: u32) -> Result<HostNeeds, SourceError> {
     let query = "SELECT setting FROM pg_settings WHERE setting <> '' AND name IN \
                  ('shared_preload_libraries', 'session_preload_libraries', 'local_preload_libraries')";
     let mut libraries = BTreeSet::new();

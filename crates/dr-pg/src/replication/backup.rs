@@ -13,10 +13,6 @@ use super::messages::{Fields, Message};
 /// Starting a backup waits for a checkpoint, which a busy server spreads over its interval.
 const CHECKPOINT_LIMIT: Duration = Duration::from_secs(3600);
 
-/// No byte of a backup for so long means that the server or the network stands still: the server
-/// itself has no time-out for a backup. Reading a sparse or a slow file gives bytes all the time.
-const STALL_LIMIT: Duration = Duration::from_secs(300);
-
 /// Bytes of a manifest sent in one message.
 const MANIFEST_PIECE: usize = 64 << 10;
 
@@ -231,6 +227,10 @@ fn position_of(columns: &[Option<Bytes>]) -> Option<BackupEnd> {
 }
 
 impl BaseBackup {
+    /// No byte of a backup for so long means that the server or the network stands still: the
+    /// server itself has no time-out for a backup.
+    pub const STALL_LIMIT: Duration = Duration::from_secs(300);
+
     /// What comes next; `None` at the end, after which [`finish`](Self::finish) tells where that is.
     ///
     /// Cancel safety: nothing is lost when this is dropped.
@@ -240,7 +240,7 @@ impl BaseBackup {
             return Ok(None);
         }
         let wire = &mut self.client.wire;
-        match wire.receive(doing, STALL_LIMIT).await? {
+        match wire.receive(doing, Self::STALL_LIMIT).await? {
             Message::CopyData(data) => event(data).map(Some).map_err(|reason| wire.protocol(reason)),
             Message::CopyDone => {
                 self.end = Some(self.client.position("end a backup", COMMAND_LIMIT).await?);

@@ -143,6 +143,11 @@ impl TarReader {
         Ok(None)
     }
 
+    /// Whether nothing of the archive has arrived.
+    pub fn is_unused(&self) -> bool {
+        self.at == 0 && self.input.is_empty()
+    }
+
     /// Whether the archive may end here.
     pub fn is_complete(&self) -> bool {
         matches!(self.state, State::Ended)
@@ -267,6 +272,8 @@ mod tests {
     }
 
     proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
+
         #[test]
         fn every_archive_reads_the_same_in_pieces_of_any_size(
             sizes in proptest::collection::vec(0usize..1500, 0..5),
@@ -290,6 +297,8 @@ mod tests {
 
         #[test]
         fn a_flipped_byte_of_a_header_is_noticed(at in 0usize..500, flip in 1u8..) {
+            // What ends the checksum's digits is any space or zero.
+            prop_assume!(!(154..156).contains(&at));
             let mut archive = archive(&[vec![1; 10]]);
             archive[at] ^= flip;
             prop_assert!(read(&archive, 512).is_err());
