@@ -75,6 +75,15 @@ impl Settings {
         self.text(name).and_then(|text| dr_core::size::parse_duration(text).ok()).unwrap_or_default()
     }
 
+    /// All values as they may be shown to people and programs: without passwords.
+    pub fn shown(&self) -> BTreeMap<&'static str, Written> {
+        let mut values = self.values.clone();
+        if let Some(connection) = values.get_mut("cluster.connection") {
+            connection.value = dr_pg::ConnInfo::shown(&connection.value);
+        }
+        values
+    }
+
     /// A size in bytes; checked when loaded.
     pub fn bytes(&self, name: &'static str) -> u64 {
         self.text(name).and_then(|text| dr_core::size::parse_bytes(text).ok()).unwrap_or_default()

@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::sync::Arc;
+use std::time::Duration;
 
 use dr_core::port::{Clock, DatabaseSource, EventSink, Instance, KeyProvider, StorageError, StorageTarget};
 use dr_core::{SegmentSize, SystemId, Timestamp};
@@ -114,21 +115,45 @@ fn secret(settings: &Settings, name: &'static str) -> Result<Option<String>, Age
         Some(("env", variable)) => {
             std::env::var(variable).map_err(|_| bad("the variable is not set".into()))?
         }
-        Some(("exec", command)) => {
-            let output = std::process::Command::new("/bin/sh")
-                .args(["-c", command])
-                .stdin(Stdio::null())
-                .stderr(Stdio::null())
-                .output()
-                .map_err(|error| bad(error.to_string()))?;
-            if !output.status.success() {
-                return Err(bad(format!("the command failed: {}", output.status)));
-            }
-            String::from_utf8(output.stdout).map_err(|_| bad("the command gave no text".into()))?
-        }
+        Some(("exec", command)) => answer_of(command, SECRET_LIMIT).map_err(bad)?,
         _ => return Err(bad("it is not file:PATH, env:NAME or exec:COMMAND".into())),
     };
     Ok(Some(value.trim().to_owned()))
+}
+
+/// How long a command that prints a secret may take.
+const SECRET_LIMIT: Duration = Duration::from_secs(30);
+
+/// What a command prints, within a limit. It and its children are ended when it takes longer.
+fn answer_of(command: &str, limit: Duration) -> Result<String, String> {
+    use std::io::Read;
+    use std::os::unix::process::CommandExt;
+    let mut child = std::process::Command::new("/bin/sh")
+        .args(["-c", command])
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .process_group(0)
+        .spawn()
+        .map_err(|error| error.to_string())?;
+    let (send, answered) = std::sync::mpsc::sync_channel(1);
+    let mut out = child.stdout.take().ok_or("the command has no output")?;
+    std::thread::spawn(move || {
+        let mut text = Vec::new();
+        let read = out.read_to_end(&mut text).map(|_| text);
+        let _ = send.send(read);
+    });
+    let answer = answered.recv_timeout(limit);
+    if answer.is_err() {
+        let group = rustix::process::Pid::from_child(&child);
+        let _ = rustix::process::kill_process_group(group, rustix::process::Signal::KILL);
+    }
+    let status = child.wait().map_err(|error| error.to_string())?;
+    let text = answer.map_err(|_| format!("the command gave no answer within {} s", limit.as_secs()))?;
+    if !status.success() {
+        return Err(format!("the command failed: {status}"));
+    }
+    String::from_utf8(text.map_err(|error| error.to_string())?).map_err(|_| "the command gave no text".into())
 }
 
 /// The best key that the settings give: reading key, age identity, host key, none.
@@ -270,4 +295,20 @@ fn own_cluster(settings: &Settings) -> Option<(SystemId, SegmentSize)> {
         let control = LocalInstance::default().control(&place).ok()?;
         Some((control.system_id, control.segment_size))
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_command_for_a_secret_has_an_end() {
+        assert_eq!(answer_of("echo secret", SECRET_LIMIT).as_deref(), Ok("secret\n"));
+        assert!(answer_of("exit 3", SECRET_LIMIT).is_err_and(|why| why.contains('3')));
+        let began = std::time::Instant::now();
+        // The child of the shell holds the pipe; it goes too.
+        let late = answer_of("sleep 60 & sleep 60", Duration::from_millis(200));
+        assert!(late.is_err_and(|why| why.contains("no answer")));
+        assert!(began.elapsed() < Duration::from_secs(20));
+    }
 }

@@ -64,6 +64,17 @@ impl Session {
     }
 }
 
+/// The variables that are settings. Others are nobody's business, whatever bytes they hold.
+fn environment() -> Result<Vec<(String, String)>, CliError> {
+    let own = std::env::vars_os().filter(|(name, _)| name.as_encoded_bytes().starts_with(b"DR__"));
+    own.map(|(name, value)| {
+        let text = name.to_string_lossy().into_owned();
+        let wrong = || CliError::usage(format!("the variable {text} is not UTF-8"), "Write it as UTF-8.");
+        Ok((name.into_string().map_err(|_| wrong())?, value.into_string().map_err(|_| wrong())?))
+    })
+    .collect()
+}
+
 /// Flags that stand for settings.
 fn sources(global: &Global) -> Result<Sources, CliError> {
     let mut flags = Vec::new();
@@ -86,7 +97,7 @@ fn sources(global: &Global) -> Result<Sources, CliError> {
     if global.host_key_file.is_some() {
         flag("encryption.key_file", Some(String::new()), "--host-key-file");
     }
-    Ok(Sources { file: global.config.clone(), environment: std::env::vars().collect(), flags })
+    Ok(Sources { file: global.config.clone(), environment: environment()?, flags })
 }
 
 /// Runs a command and answers its exit code.
@@ -96,7 +107,14 @@ pub(crate) fn run(cli: Cli) -> u8 {
     let fetching = matches!(cli.command, Command::Wal(Wal::Fetch { .. }));
     let in_server = matches!(cli.command, Command::Wal(_));
     match dispatch(cli) {
-        Ok(code) => code,
+        Ok(code) => match output::failure() {
+            None => code,
+            Some(source) => {
+                let error = CliError::Output { path: "to standard output".into(), source };
+                output::error(false, name, &error);
+                error.class().exit_code()
+            }
+        },
         Err(error) => {
             if in_server && !json {
                 use std::io::Write;

@@ -29,7 +29,11 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     let cli = match matches.and_then(|matches| Cli::from_arg_matches(&matches)) {
         Ok(cli) => cli,
         Err(error) => {
-            let _ = error.print();
+            if error.use_stderr() && arguments.iter().any(|a| a == "--json") {
+                output::usage_error(&error);
+            } else {
+                let _ = error.print();
+            }
             let code = if fetching && error.use_stderr() { FETCH_FAILED } else { error.exit_code() as u8 };
             return ExitCode::from(code);
         }

@@ -1,6 +1,7 @@
 //! What a command says: text for people, JSON for programs.
 
 use std::io::Write;
+use std::sync::Mutex;
 
 use dr_core::Classified;
 use dr_engine::chain;
@@ -12,10 +13,25 @@ use crate::error::CliError;
 /// The version of the JSON shapes (docs/cli/json.md).
 const JSON_VERSION: u32 = 1;
 
-/// Prints text or JSON to standard output. A reader that went away is not an error.
+/// The first failure of standard output.
+static FAILURE: Mutex<Option<std::io::Error>> = Mutex::new(None);
+
+/// Prints text or JSON to standard output. A reader that went away is not an error; a full disk is
+/// kept for [`failure`], so that the command does not end well.
 pub(crate) fn print(text: &str) {
     let mut out = std::io::stdout().lock();
-    let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());
+    let printed = out.write_all(text.as_bytes()).and_then(|()| out.flush());
+    if let Err(error) = printed
+        && error.kind() != std::io::ErrorKind::BrokenPipe
+        && let Ok(mut failure) = FAILURE.lock()
+    {
+        failure.get_or_insert(error);
+    }
+}
+
+/// What kept standard output from being written.
+pub(crate) fn failure() -> Option<std::io::Error> {
+    FAILURE.lock().ok().and_then(|mut failure| failure.take())
 }
 
 /// Ends a command: its result as JSON, or as the text that `people` makes of it.
@@ -48,6 +64,17 @@ pub(crate) fn error(json: bool, command: &str, error: &CliError) {
     }
     text.push_str(&format!("({}, see docs/errors/{}.md)\n", error.class(), error.code()));
     let _ = std::io::stderr().lock().write_all(text.as_bytes());
+}
+
+/// A wrong command line, for programs.
+pub(crate) fn usage_error(error: &clap::Error) {
+    let text = error.to_string();
+    let (message, hint) = text.trim().split_once("\n\n").unwrap_or((text.trim(), ""));
+    let document = json!({ "dr": JSON_VERSION, "command": null, "error": {
+        "class": "invalid", "code": "cli-usage", "message": message.trim_start_matches("error: "),
+        "causes": [], "hint": hint.trim(),
+    }});
+    print(&format!("{document:#}\n"));
 }
 
 /// The chain below an error. Wrappers that only pass a cause on are left out.

@@ -6,9 +6,14 @@ use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
 fn dr(dir: &Path, arguments: &[&str]) -> Output {
+    dr_command(dir, arguments).output().unwrap()
+}
+
+fn dr_command(dir: &Path, arguments: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_dr"));
     command.env_clear().env("PATH", "/usr/bin:/bin").current_dir(dir).stdin(Stdio::null());
-    command.args(arguments).output().unwrap()
+    command.args(arguments);
+    command
 }
 
 fn text(bytes: &[u8]) -> String {
@@ -214,4 +219,28 @@ fn completions_and_manual_pages_are_made() {
     }
     assert!(dr(dir.path(), &["man", "pages"]).status.success());
     assert!(dir.path().join("pages/dr-restore.1").exists());
+}
+
+#[test]
+fn a_wrong_command_line_is_told_to_programs_as_json() {
+    let dir = scratch();
+    let output = dr(dir.path(), &["--json", "backup", "--fulll"]);
+    assert_eq!(output.status.code(), Some(2));
+    let document: serde_json::Value = serde_json::from_str(&text(&output.stdout)).unwrap();
+    assert_eq!(document["error"]["code"], "cli-usage");
+    assert!(document["error"]["message"].as_str().unwrap().contains("--fulll"), "{document}");
+}
+
+#[test]
+fn foreign_variables_of_any_bytes_do_no_harm_and_own_ones_are_checked() {
+    use std::os::unix::ffi::OsStrExt;
+    let dir = scratch();
+    let odd = std::ffi::OsStr::from_bytes(b"\xff\xfe");
+    let mut command = dr_command(dir.path(), &["config", "check"]);
+    let output = command.env("SOMETHING", odd).output().unwrap();
+    assert!(!text(&output.stderr).contains("panicked"), "{}", text(&output.stderr));
+    assert_ne!(output.status.code(), Some(101));
+    let mut command = dr_command(dir.path(), &["config", "check"]);
+    let output = command.env("DR__BACKUP__WORKERS", odd).output().unwrap();
+    assert!(text(&output.stderr).contains("DR__BACKUP__WORKERS is not UTF-8"), "{}", text(&output.stderr));
 }

@@ -738,3 +738,77 @@ fn a_first_backup_over_the_stream_restores_to_the_cluster() {
     let wrong = shop.dr(&["--config", &shop.at("dr.toml"), "--set", "backup.source=tape", "backup"]);
     assert!(String::from_utf8_lossy(&wrong.stderr).contains("files, stream"));
 }
+
+#[test]
+fn each_action_at_the_target_is_done_proven_and_told() {
+    let shop = Shop::open();
+    shop.cluster.load_tenants(1, 200);
+    shop.job(&["backup"]);
+    shop.cluster.sql("CREATE TABLE marker ()");
+    let lsn = shop.cluster.sql("SELECT pg_current_wal_insert_lsn()");
+    shop.cluster.sql("DROP TABLE marker");
+    shop.archive_all();
+    let restored = |name: &str, action: &str| {
+        let (to, config) = (shop.at(name), shop.at("dr.toml"));
+        shop.dr_ok(&[
+            "--config", &config, "--json", "restore", "--to", &to, "--start", "--lsn", &lsn, "--action",
+            action,
+        ])
+    };
+    let reached = |text: &str| json(text)["result"]["reached"].clone();
+
+    let paused = reached(&restored("paused", "pause"));
+    assert_eq!((&paused["promoted"], &paused["running"]), (&false.into(), &true.into()), "{paused}");
+    let connection = paused["connection"].as_str().unwrap();
+    assert_eq!(sql(connection, "SELECT count(*) FROM pg_class WHERE relname = 'marker'"), "1");
+    assert_eq!(sql(connection, "SELECT pg_is_in_recovery()"), "t");
+
+    let promoted = reached(&restored("promoted", "promote"));
+    assert_eq!((&promoted["promoted"], &promoted["timeline"]), (&true.into(), &2.into()), "{promoted}");
+
+    let stopped = reached(&restored("stopped", "shutdown"));
+    assert_eq!(
+        (&stopped["running"], &stopped["connection"]),
+        (&false.into(), &serde_json::Value::Null),
+        "{stopped}"
+    );
+    assert!(!Path::new(&shop.at("stopped")).join("postmaster.pid").exists());
+    let text =
+        shop.job(&["restore", "--to", &shop.at("told"), "--start", "--lsn", &lsn, "--action", "pause"]);
+    let mut misspelt = command(&shop.dr);
+    misspelt.env("TZ", "Europe/Berlln").args(["--config", &shop.at("dr.toml"), "restore", "--plan"]);
+    let misspelt = run(misspelt.args(["--to", &shop.at("tz"), "--time", "2020-01-01 10:00"]));
+    let words = String::from_utf8_lossy(&misspelt.stderr);
+    assert!(misspelt.status.code() == Some(16) && words.contains("Berlln"), "{words}");
+    assert!(text.contains("psql \"host=") && text.contains("pg_wal_replay_resume"), "{text}");
+}
+
+#[test]
+fn a_backup_leaves_no_error_in_the_servers_log() {
+    let shop = Shop::open_with(&["log_min_messages = error"]);
+    for source in ["files", "stream"] {
+        shop.job(&["--set", &format!("backup.source={source}"), "check"]);
+        shop.job(&["backup", "--source", source]);
+    }
+    let log =
+        std::fs::read_to_string(shop.scratch.path().join(format!("{}.log", shop.cluster.port))).unwrap();
+    let errors: Vec<&str> =
+        log.lines().filter(|line| line.contains("ERROR:") || line.contains("FATAL:")).collect();
+    assert!(errors.is_empty(), "{errors:#?}");
+}
+
+#[test]
+fn a_cluster_that_nobody_has_is_an_error_and_not_an_empty_list() {
+    let shop = Shop::open();
+    shop.job(&["backup"]);
+    let config = shop.at("dr.toml");
+    let typo = shop.dr(&["--config", &config, "--cluster", "mian", "list"]);
+    assert_eq!(typo.status.code(), Some(16), "{}", String::from_utf8_lossy(&typo.stderr));
+    assert!(String::from_utf8_lossy(&typo.stderr).contains("main"));
+    // A full disk behind a redirect is told; a reader that went away is not an error.
+    let list = format!("{} --config {config} list", shop.dr.display());
+    let full = run(command("/bin/sh").args(["-c", &format!("{list} > /dev/full")]));
+    assert_eq!(full.status.code(), Some(18), "{}", String::from_utf8_lossy(&full.stderr));
+    let gone = run(command("/bin/bash").args(["-c", &format!("set -o pipefail; {list} | true")]));
+    assert!(gone.status.success(), "{}", String::from_utf8_lossy(&gone.stderr));
+}

@@ -235,7 +235,13 @@ async fn host_files(context: &Context, plan: &RestorePlan) -> Result<Vec<String>
     for frame in &plan.manifest.body.host_files {
         bytes.extend(reader.frame(PackKind::Meta, frame).await.map_err(EngineError::repo(doing))?);
     }
-    let files: Vec<HostFile> = serde_json::from_slice(&bytes).unwrap_or_default();
+    let damaged = |_| {
+        EngineError::repo(doing)(dr_storage::RepoError::unreadable_part(
+            "the list of files outside the data directory",
+        ))
+    };
+    let files: Vec<HostFile> =
+        if bytes.is_empty() { Vec::new() } else { serde_json::from_slice(&bytes).map_err(damaged)? };
     if let Some(dir) = &plan.options.host_files {
         for file in &files {
             place::write_host_file(dir, file)?;

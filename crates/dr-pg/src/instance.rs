@@ -198,6 +198,12 @@ impl Instance for LocalInstance {
         Ok(self.ask(&file).await.unwrap_or_else(|| unknown(RunState::Starting)))
     }
 
+    fn connection(&self, data: &Path) -> Option<String> {
+        let file = self.pid_file(data).filter(|file| !file.socket_dir.is_empty())?;
+        let role = self.options.role.as_deref().unwrap_or("postgres");
+        Some(format!("host={} port={} user={role} dbname=postgres", file.socket_dir, file.port))
+    }
+
     fn recovery_end(&self, data: &Path) -> Result<RecoveryEnd, ClusterError> {
         log::recovery_end(data, &data.join(LOG))
     }

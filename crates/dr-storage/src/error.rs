@@ -124,6 +124,11 @@ impl RepoError {
         RepoError::Key { source }
     }
 
+    /// A part of a backup that is what was stored and cannot be understood.
+    pub fn unreadable_part(of: &str) -> Self {
+        RepoError::Damaged { what: of.to_owned(), reason: "it cannot be read".into() }
+    }
+
     /// Metadata whose digest is not the one that its parent has of it.
     pub fn metadata_mismatch(of: &str) -> Self {
         RepoError::Damaged {

@@ -120,6 +120,10 @@ impl Instance for FakeInstance {
         Ok(InstanceStatus { state: RunState::Stopped, lsn: None, last_commit: None, timeline: None })
     }
 
+    fn connection(&self, _: &Path) -> Option<String> {
+        None
+    }
+
     fn recovery_end(&self, _: &Path) -> Result<RecoveryEnd, ClusterError> {
         Ok(self.end.clone())
     }

@@ -36,10 +36,11 @@ pub(super) fn read(sources: &Sources) -> Result<Values, AgentError> {
     match &sources.file {
         Some(file) => read_file(&mut values, file)?,
         None => {
-            if Path::new(SYSTEM_FILE).exists() {
+            let there = Path::new(SYSTEM_FILE).try_exists();
+            if there.map_err(|source| AgentError::Unreadable { path: SYSTEM_FILE.into(), source })? {
                 read_file(&mut values, Path::new(SYSTEM_FILE))?;
             }
-            for file in fragments() {
+            for file in fragments(Path::new(SYSTEM_DIR))? {
                 read_file(&mut values, &file)?;
             }
         }
@@ -62,12 +63,19 @@ pub(super) fn read(sources: &Sources) -> Result<Values, AgentError> {
     Ok(values)
 }
 
-fn fragments() -> Vec<PathBuf> {
-    let entries = std::fs::read_dir(SYSTEM_DIR).into_iter().flatten().flatten();
-    let mut files: Vec<PathBuf> = entries.map(|entry| entry.path()).collect();
+/// The fragments of a directory in the order of their names. One that is not there has none; one
+/// that cannot be read must not pass for that.
+fn fragments(dir: &Path) -> Result<Vec<PathBuf>, AgentError> {
+    let unreadable = |source| AgentError::Unreadable { path: dir.to_owned(), source };
+    let entries = match std::fs::read_dir(dir) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+        other => other.map_err(unreadable)?,
+    };
+    let files: Result<Vec<PathBuf>, _> = entries.map(|entry| entry.map(|entry| entry.path())).collect();
+    let mut files = files.map_err(unreadable)?;
     files.retain(|path| path.extension().is_some_and(|e| e == "toml"));
     files.sort();
-    files
+    Ok(files)
 }
 
 fn read_file(values: &mut Values, path: &Path) -> Result<(), AgentError> {
@@ -75,7 +83,11 @@ fn read_file(values: &mut Values, path: &Path) -> Result<(), AgentError> {
         .map_err(|source| AgentError::Unreadable { path: path.to_owned(), source })?;
     let table: toml::Table = text.parse().map_err(|error: toml::de::Error| AgentError::Syntax {
         path: path.to_owned(),
-        reason: error.to_string().trim().replace('\n', " "),
+        // The error's full text quotes the line, which may hold a secret.
+        reason: match error.span() {
+            Some(span) => format!("line {}: {}", line_at(&text, span.start), error.message()),
+            None => error.message().to_owned(),
+        },
     })?;
     for (section, content) in table {
         let origin = |key: &str| match line_of(&text, &section, key) {
@@ -101,6 +113,11 @@ fn read_file(values: &mut Values, path: &Path) -> Result<(), AgentError> {
         }
     }
     Ok(())
+}
+
+/// The number of the line that holds a byte.
+fn line_at(text: &str, at: usize) -> usize {
+    text.as_bytes().iter().take(at).filter(|byte| **byte == b'\n').count() + 1
 }
 
 /// The line of a key, for messages.
@@ -206,6 +223,31 @@ mod tests {
         }
         let error = load("", &[], &[("repository.secret_key", "hunter2")]).expect_err("a clear secret");
         assert!(!error.to_string().contains("hunter2"));
+    }
+
+    #[test]
+    fn a_syntax_error_names_the_line_and_not_what_is_written_there() {
+        let error =
+            load("[cluster]\nconnection = 'host=x password=hunter2\n", &[], &[]).expect_err("a syntax error");
+        let text = format!("{error} {error:?}");
+        assert!(text.contains("line 2") && !text.contains("hunter2"), "{text}");
+    }
+
+    #[test]
+    fn a_folder_of_fragments_that_cannot_be_read_is_an_error() {
+        let dir = tempfile::tempdir().expect("a directory");
+        assert!(fragments(&dir.path().join("none")).expect("nothing").is_empty());
+        std::fs::write(dir.path().join("file"), "").expect("a file");
+        assert!(matches!(fragments(&dir.path().join("file")), Err(AgentError::Unreadable { .. })));
+    }
+
+    #[test]
+    fn a_password_in_the_connection_does_not_show() {
+        let text = "[cluster]\nconnection = 'host=x password=hunter2 user=me'\n";
+        let settings = load(text, &[], &[]).expect("settings");
+        let shown = &settings.shown()["cluster.connection"].value;
+        assert!(shown.contains("user") && !shown.contains("hunter2"), "{shown}");
+        assert!(settings.text("cluster.connection").expect("a connection").contains("hunter2"));
     }
 
     #[test]

@@ -7,7 +7,7 @@ use crate::output;
 use crate::table::table;
 
 pub(super) fn run(session: &Session, command: Config) -> Result<u8, CliError> {
-    let values = session.settings.values();
+    let values = &session.settings.shown();
     match command {
         // Loading has checked every layer already.
         Config::Check => {

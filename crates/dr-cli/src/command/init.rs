@@ -137,8 +137,11 @@ async fn make(session: &Session, args: &Init, made: &Made, found: &Found) -> Res
     let (_, host) = match initialised {
         Ok(made) => made,
         Err(error) => {
-            // The key opens nothing: it is not left behind.
-            made.key_file.iter().for_each(|path| drop(std::fs::remove_file(path)));
+            // The key opens nothing and is not left behind; unless the repository may be there all
+            // the same, and this its only key.
+            if !dr_core::Classified::class(&error).is_retryable() {
+                made.key_file.iter().for_each(|path| drop(std::fs::remove_file(path)));
+            }
             return Err(EngineError::repo("cannot make the repository")(error).into());
         }
     };
@@ -206,7 +209,8 @@ fn config_text(session: &Session, args: &Init, made: &Made, found: &Found) -> St
 /// The line for postgresql.conf, with absolute paths: the server has another working directory.
 fn archive_command(config: &Path) -> String {
     let program = std::env::current_exe().unwrap_or_else(|_| PathBuf::from("dr"));
-    format!("{} --config {} wal push %p", program.display(), config.display())
+    let word = |path: &Path| super::restore::quote(&path.display().to_string());
+    format!("{} --config {} wal push %p", word(&program), word(config))
 }
 
 fn show(made: &Made, found: &Found) -> String {
@@ -230,8 +234,8 @@ fn show(made: &Made, found: &Found) -> String {
     }
     text.push_str(&format!(
         "\nNext, in psql:\n  ALTER SYSTEM SET archive_mode = on;\n  ALTER SYSTEM SET archive_command = '{}';\n  ALTER SYSTEM SET archive_timeout = '60s';\nrestart the server, then:\n  dr --config {1} check\n  dr --config {1} backup\n",
-        made.archive_command,
-        made.config.display()
+        made.archive_command.replace('\'', "''"),
+        super::restore::quote(&made.config.display().to_string()).replace("%%", "%")
     ));
     text
 }

@@ -17,9 +17,17 @@ pub(super) async fn run(session: &Session, args: Jobs) -> Result<u8, CliError> {
     let cluster = session.cluster(&repo).await?;
     let journal = repo.cluster(cluster.system_id).journal();
     let records = journal.tail(args.last).await.map_err(EngineError::repo("cannot read the job journal"))?;
+    let all = records.len();
     let receipts: Vec<Receipt> =
         records.into_iter().filter_map(|record| serde_json::from_value(record.body).ok()).collect();
-    output::result(session.global.json, "jobs", &receipts, || show(&receipts));
+    let unknown = all - receipts.len();
+    output::result(session.global.json, "jobs", &receipts, || {
+        let mut text = show(&receipts);
+        if unknown > 0 {
+            text.push_str(&format!("{unknown} records are of a newer dr and not shown.\n"));
+        }
+        text
+    });
     Ok(0)
 }
 

@@ -40,8 +40,12 @@ struct ListedTimeline {
 pub(super) async fn run(session: &Session) -> Result<u8, CliError> {
     let repo = session.repository().await?;
     let mut all = Vec::new();
+    let wanted = session.global.cluster.as_deref();
+    if wanted.is_some() {
+        // A name that nothing has is an error, not an empty list.
+        dr_agent::wire::choose_cluster(&session.settings, &repo, wanted).await?;
+    }
     for cluster in repo.clusters().await.map_err(EngineError::repo("cannot list the clusters"))? {
-        let wanted = session.global.cluster.as_deref();
         if wanted.is_none_or(|w| w == cluster.label || w == cluster.system_id.to_string()) {
             all.push(listed(&repo, cluster).await?);
         }

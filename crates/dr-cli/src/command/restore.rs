@@ -78,8 +78,8 @@ fn options(
 fn target(args: &Restore, now: dr_core::Timestamp) -> Result<RecoveryTarget, CliError> {
     if let Some(text) = &args.time {
         // The zone of this host is the default; the instant that results is shown.
-        let zone = std::env::var("TZ").is_ok().then(TimeZone::system);
         let hint = "Times need a zone: --time '2026-11-22 11:08:50 Europe/Berlin'.";
+        let zone = default_zone(hint)?;
         let time =
             moment::parse(text, now, zone.as_ref()).map_err(|e| CliError::usage(e.to_string(), hint))?;
         if time > now {
@@ -99,6 +99,15 @@ fn target(args: &Restore, now: dr_core::Timestamp) -> Result<RecoveryTarget, Cli
         (_, Some(name), _) => RecoveryTarget::Name { name: name.clone() },
         (_, _, true) => RecoveryTarget::Immediate,
         _ => RecoveryTarget::Latest,
+    })
+}
+
+/// The zone that `TZ` names, if it is set. A name that is not known must not pass for UTC.
+fn default_zone(hint: &str) -> Result<Option<TimeZone>, CliError> {
+    let Some(name) = std::env::var_os("TZ").filter(|name| !name.is_empty()) else { return Ok(None) };
+    TimeZone::try_system().map(Some).map_err(|_| {
+        let what = format!("the environment's TZ is {name:?}, which is no time zone that is known here");
+        CliError::usage(what, format!("Set TZ right, or leave it out. {hint}"))
     })
 }
 
@@ -141,7 +150,7 @@ fn restore_command(session: &Session, cluster: &ClusterIdentity) -> String {
 }
 
 /// Quotes for the shell; `%` is doubled for PostgreSQL.
-fn quote(text: &str) -> String {
+pub(super) fn quote(text: &str) -> String {
     let plain = |c: char| c.is_ascii_alphanumeric() || "/._-=:,@+".contains(c);
     let escaped = text.replace('%', "%%");
     if text.chars().all(plain) { escaped } else { format!("'{}'", escaped.replace('\'', r"'\''")) }
@@ -211,13 +220,26 @@ fn show_report(report: &RestoreReport, options: &RestoreOptions) -> String {
         rows.push(("last commit", commit));
         rows.push((
             "server",
-            if reached.promoted { "runs as a primary" } else { "waits at the target" }.to_owned(),
+            match (reached.running, reached.promoted) {
+                (false, _) => "stopped at the target".to_owned(),
+                (true, true) => "runs as a primary".to_owned(),
+                (true, false) => "waits at the target".to_owned(),
+            },
         ));
+        rows.extend(
+            reached.connection.iter().map(|connection| ("connect", format!("psql \"{connection}\""))),
+        );
     }
     rows.push(("took", format!("{} ({})", size::duration(Duration::from_millis(took)), stages.join(", "))));
     text.push_str(&facts(&rows));
     if report.reached.is_none() {
         text.push_str("Start the server on it to recover: recovery.signal and the settings are in place.\n");
+    }
+    if report.reached.as_ref().is_some_and(|reached| reached.running && !reached.promoted) {
+        text.push_str(
+            "The server is read-only and holds its replay. A query can wait without end for a lock that the replay \
+             holds: set lock_timeout first. `SELECT pg_wal_replay_resume()` ends the pause and promotes it.\n",
+        );
     }
     if !options.keep_archiving {
         text.push_str(

@@ -57,7 +57,9 @@ async fn relations(
     for frame in &manifest.body.relations {
         bytes.extend(reader.frame(PackKind::Meta, frame).await.map_err(EngineError::repo(doing))?);
     }
-    Ok(serde_json::from_slice(&bytes).unwrap_or_default())
+    let damaged =
+        |_| EngineError::repo(doing)(dr_storage::RepoError::unreadable_part("the relation catalogue"));
+    Ok(serde_json::from_slice(&bytes).map_err(damaged)?)
 }
 
 fn show(manifest: &Manifest, relations: &[RelationEntry]) -> String {

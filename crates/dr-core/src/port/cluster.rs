@@ -173,6 +173,9 @@ pub trait Instance: Send + Sync + fmt::Debug {
     /// Whether a server runs on `data`, and how far it is.
     async fn status(&self, data: &Path) -> Result<InstanceStatus, ClusterError>;
 
+    /// A connection string for the server that runs on `data`; `None` when none does.
+    fn connection(&self, data: &Path) -> Option<String>;
+
     /// What the server's log since the last `start` says about the end of recovery.
     fn recovery_end(&self, data: &Path) -> Result<RecoveryEnd, ClusterError>;
 

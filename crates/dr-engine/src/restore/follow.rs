@@ -28,6 +28,10 @@ pub struct Reached {
     pub last_commit: Option<Timestamp>,
     /// Whether the server is a primary now.
     pub promoted: bool,
+    /// Whether it runs: it was stopped at the target when that was asked for.
+    pub running: bool,
+    /// How to reach it, as a connection string; `None` when it does not run.
+    pub connection: Option<String>,
     /// Lines of the server's log.
     pub evidence: Vec<String>,
 }
@@ -161,9 +165,12 @@ fn prove(
     let reached = Reached {
         system_id: control.system_id,
         timeline: end.new_timeline.or(status.timeline).unwrap_or(control.timeline),
-        lsn: end.lsn.or(status.lsn).unwrap_or(progress.last),
+        // A server that stopped at its target tells no position any more: pg_control has it.
+        lsn: end.lsn.or(status.lsn).unwrap_or(progress.last.max(control.min_recovery_end)),
         last_commit: end.last_commit.or(progress.last_commit),
         promoted: status.state == RunState::Primary,
+        running: status.state != RunState::Stopped,
+        connection: instance.connection(&plan.options.to),
         evidence: end.evidence.clone(),
     };
     if Guard::TargetReached.holds() {

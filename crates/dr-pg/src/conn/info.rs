@@ -164,6 +164,21 @@ impl ConnInfo {
         Ok(info)
     }
 
+    /// A connection string as it may be shown: with `…` in place of passwords.
+    pub fn shown(text: &str) -> String {
+        let Ok(pairs) = text::parse(text) else { return "… (it cannot be read)".to_owned() };
+        if !pairs.iter().any(|(name, _)| name.contains("password")) {
+            return text.to_owned();
+        }
+        let word = |(name, value): &(String, String)| {
+            let value = if name.contains("password") { "…" } else { value };
+            let plain = !value.is_empty() && !value.contains([' ', '\'', '\\']);
+            let quoted = format!("'{}'", value.replace('\\', "\\\\").replace('\'', "\\'"));
+            format!("{name}={}", if plain { value } else { &quoted })
+        };
+        pairs.iter().map(word).collect::<Vec<_>>().join(" ")
+    }
+
     /// The same server, another database.
     pub fn with_database(mut self, database: &str) -> Self {
         database.clone_into(&mut self.database);
@@ -450,6 +465,10 @@ mod tests {
     fn the_password_never_shows() {
         let info = info("host=a password=secret");
         assert!(!format!("{info:?}").contains("secret"));
+        assert_eq!(ConnInfo::shown("host='a b' password=secret"), "host='a b' password=…");
+        assert_eq!(ConnInfo::shown("postgres://me:secret@a/d"), "user=me password=… host=a dbname=d");
+        assert_eq!(ConnInfo::shown("host=a"), "host=a");
+        assert!(!ConnInfo::shown("password='secret").contains("secret"));
         assert_eq!(info.password_for(&info.endpoints[0], "x").as_deref(), Some("secret"));
     }
 }

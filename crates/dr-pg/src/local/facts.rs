@@ -156,7 +156,8 @@ pub(crate) async fn host_files(sql: &Sql, data: &Path) -> Result<Vec<HostFile>, 
     }
     let includes = "SELECT DISTINCT sourcefile FROM pg_settings WHERE sourcefile IS NOT NULL";
     // The rules' files may include others since PostgreSQL 16.
-    let rules = "SELECT DISTINCT file_name FROM pg_hba_file_rules WHERE file_name IS NOT NULL";
+    let rules = "SELECT DISTINCT to_jsonb(r) ->> 'file_name' FROM pg_hba_file_rules r \
+                 WHERE to_jsonb(r) ->> 'file_name' IS NOT NULL";
     for query in [includes, rules] {
         // Only privileged roles see the source files; without them the main files are kept.
         for row in sql.rows("list its includes", query, &[], QUERY_LIMIT).await.unwrap_or_default() {
