@@ -10,7 +10,8 @@ use dr_core::{SegmentSize, SystemId, Timestamp};
 use dr_engine::wal::Archive;
 use dr_engine::{Cancel, Context};
 use dr_pg::{
-    InstanceOptions, LocalInstance, LocalSource, LocalSourceOptions, PgWal, StreamSource, StreamSourceOptions,
+    InstanceOptions, LocalInstance, LocalSource, LocalSourceOptions, PgWal, PrimaryServer, StreamSource,
+    StreamSourceOptions,
 };
 use dr_storage::keys::{AgeKey, FileKey, HostKey};
 use dr_storage::target::{DirectoryOptions, DirectoryTarget, RetryPolicy, Retrying};
@@ -200,6 +201,16 @@ pub fn source(settings: &Settings) -> Box<dyn DatabaseSource> {
     }
     let data_directory = settings.path("cluster.data_directory");
     Box::new(LocalSource::new(LocalSourceOptions { conninfo, data_directory }))
+}
+
+/// The server that standbys follow.
+pub fn primary(settings: &Settings) -> PrimaryServer {
+    PrimaryServer::new(settings.text("cluster.connection").unwrap_or_default())
+}
+
+/// A server of a standby's own, asked the same questions.
+pub fn primary_at(conninfo: &str) -> PrimaryServer {
+    PrimaryServer::new(conninfo)
 }
 
 /// A server behind a connection string.

@@ -56,6 +56,9 @@ pub(crate) enum Command {
     List,
     /// Show a backup
     Show(Show),
+    /// Make, bring forward and look at standbys
+    #[command(subcommand)]
+    Standby(Standby),
     /// Archive and fetch WAL
     #[command(subcommand)]
     Wal(Wal),
@@ -225,6 +228,77 @@ pub(crate) struct Restore {
     /// Only say what would be done
     #[arg(long)]
     pub plan: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Standby {
+    /// Build a standby from a backup and the archive, and prove that it follows
+    Create(Box<StandbyCreate>),
+    /// Bring a cold standby forward: start it in private, replay up to now, stop it
+    Refresh {
+        /// Its data directory
+        #[arg(long, value_name = "DIR")]
+        to: PathBuf,
+        /// How long it may take to replay what the primary wrote
+        #[arg(long, value_name = "DURATION", default_value = "10min")]
+        timeout: String,
+    },
+    /// Show the standbys and slots of the primary, and how far each is behind
+    Status {
+        /// Also look at the standby that runs on this directory of this host
+        #[arg(long, value_name = "DIR")]
+        to: Option<PathBuf>,
+    },
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct StandbyCreate {
+    /// The data directory to make
+    #[arg(long, value_name = "DIR")]
+    pub to: PathBuf,
+    /// hot streams and answers queries, warm follows the archive, cold is stopped until a refresh
+    #[arg(long, value_enum, default_value_t = Warmth::Hot)]
+    pub temperature: Warmth,
+    /// Its name on the primary, as synchronous_standby_names would have it [default: dr_HOST]
+    #[arg(long, value_name = "NAME")]
+    pub name: Option<String>,
+    /// The replication slot that keeps WAL for it, made if need be [default: its name]
+    #[arg(long, value_name = "SLOT", conflicts_with = "no_slot")]
+    pub slot: Option<String>,
+    /// No slot: the archive serves a standby that fell behind
+    #[arg(long)]
+    pub no_slot: bool,
+    /// The backup to start from [default: the newest]
+    #[arg(long, value_name = "ID")]
+    pub backup: Option<String>,
+    /// Move a tablespace: its oid, name or old path, and the new path; may be repeated
+    #[arg(long, value_name = "OLD=NEW")]
+    pub tablespace: Vec<String>,
+    /// A setting of the standby's own, as port=5433; may be repeated
+    #[arg(long, value_name = "NAME=VALUE")]
+    pub server_setting: Vec<String>,
+    /// Rebuild in a directory of the same cluster: only what differs is fetched
+    #[arg(long)]
+    pub delta: bool,
+    /// Leave it stopped and unproven
+    #[arg(long)]
+    pub no_start: bool,
+    /// How long it may take to replay what the primary wrote after it was started
+    #[arg(long, value_name = "DURATION", default_value = "10min")]
+    pub timeout: String,
+    /// Only say what would be done
+    #[arg(long)]
+    pub plan: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Warmth {
+    /// Runs, streams, answers queries
+    Hot,
+    /// Runs, follows the archive, takes no connections
+    Warm,
+    /// Does not run
+    Cold,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]

@@ -10,6 +10,7 @@ mod key;
 mod list;
 mod restore;
 mod show;
+mod standby;
 mod verify;
 mod wal;
 
@@ -134,6 +135,9 @@ fn name_of(command: &Command) -> &'static str {
         Command::Backup(_) => "backup",
         Command::List => "list",
         Command::Show(_) => "show",
+        Command::Standby(crate::args::Standby::Create(_)) => "standby create",
+        Command::Standby(crate::args::Standby::Refresh { .. }) => "standby refresh",
+        Command::Standby(crate::args::Standby::Status { .. }) => "standby status",
         Command::Wal(Wal::Push { .. }) => "wal push",
         Command::Wal(Wal::Fetch { .. }) => "wal fetch",
         Command::Restore(_) => "restore",
@@ -171,6 +175,7 @@ fn dispatch(cli: Cli) -> Result<u8, CliError> {
             Command::Backup(args) => backup::run(&session, args).await,
             Command::List => list::run(&session).await,
             Command::Show(args) => show::run(&session, args).await,
+            Command::Standby(args) => standby::run(&session, args).await,
             Command::Wal(Wal::Push { path }) => wal::push(&session, &path).await,
             Command::Wal(Wal::Fetch { name, destination }) => wal::fetch(&session, &name, &destination).await,
             Command::Restore(args) => restore::run(&session, *args).await,

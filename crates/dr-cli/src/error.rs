@@ -172,6 +172,7 @@ pub const CODES: &[&str] = &[
     "job-preflight",
     "job-target-not-reached",
     "job-replay-stalled",
+    "job-standby-not-proven",
     "job-invalid",
     "job-cancelled",
     "job-bug",

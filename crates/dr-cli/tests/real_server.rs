@@ -812,3 +812,183 @@ fn a_cluster_that_nobody_has_is_an_error_and_not_an_empty_list() {
     let gone = run(command("/bin/bash").args(["-c", &format!("set -o pipefail; {list} | true")]));
     assert!(gone.status.success(), "{}", String::from_utf8_lossy(&gone.stderr));
 }
+
+/// Waits until a query on a server gives this answer.
+fn until(connection: &str, query: &str, answer: &str) {
+    let began = Instant::now();
+    while sql(connection, query) != answer {
+        assert!(began.elapsed() < Duration::from_secs(30), "{query} never gave {answer}");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
+#[test]
+fn a_hot_standby_follows_is_shown_promoted_and_whole_and_the_old_primary_is_rebuilt_behind_it() {
+    let shop = Shop::open_with(&["max_slot_wal_keep_size = 1GB", "wal_keep_size = 0"]);
+    shop.cluster.load_tenants(2, 2000);
+    shop.job(&["backup"]);
+    shop.cluster.sql("CREATE TABLE later AS SELECT generate_series(1, 1000) g");
+    let port = shop.cluster.port + 1;
+    let (to, set) = (shop.at("hot"), format!("port={port}"));
+    let create = ["standby", "create", "--to", &to, "--name", "hot one", "--server-setting", &set];
+    let plan = shop.job(&[&create[..], &["--plan"]].concat());
+    assert!(plan.contains("Nothing was changed") && plan.contains("hot_one"), "{plan}");
+    assert!(!Path::new(&to).exists());
+    let text = shop.job(&create);
+    assert!(text.contains("replayed the mark") && text.contains("answers queries"), "{text}");
+    let standby = conninfo_of(Path::new(&to));
+    assert_eq!(sql(&standby, "SELECT pg_is_in_recovery(), count(*) FROM later"), "t|1000");
+
+    shop.cluster.sql("INSERT INTO later SELECT generate_series(1001, 2000)");
+    until(&standby, "SELECT count(*) FROM later", "2000");
+    let status = json(&shop.job(&["--json", "standby", "status", "--to", &to]))["result"].clone();
+    assert_eq!(status["standbys"][0]["name"], "hot one", "{status}");
+    assert_eq!(status["slots"][0]["name"], "hot_one");
+    assert_eq!(status["slots"][0]["active"], true);
+    assert!(status["local"]["lag_commits"].is_u64(), "{status}");
+    let text = shop.job(&["standby", "status", "--to", &to]);
+    assert!(text.contains("hot one") && text.contains("streaming"), "{text}");
+    let again = shop.dr(&[&["--config", &shop.at("dr.toml")], &create[..]].concat());
+    assert!(
+        String::from_utf8_lossy(&again.stderr).contains("not empty"),
+        "{}",
+        String::from_utf8_lossy(&again.stderr)
+    );
+
+    // The primary is lost; the standby takes over and is whole.
+    shop.cluster.stop("fast");
+    ok(command(bin_dir().join("pg_ctl")).args(["promote", "-w", "-D", &to]));
+    sql(&standby, "INSERT INTO later VALUES (2001)");
+    let part = |name: &str| standby.split(' ').find_map(|p| p.strip_prefix(name)).unwrap().to_owned();
+    let mut amcheck = command(bin_dir().join("pg_amcheck"));
+    amcheck.args([
+        "--all",
+        "--install-missing",
+        "-U",
+        "postgres",
+        "-h",
+        &part("host="),
+        "-p",
+        &part("port="),
+    ]);
+    ok(&mut amcheck);
+
+    // The old primary is rebuilt behind it, by the same command: only what differs is fetched.
+    archive_all(&standby);
+    shop.job(&[
+        "--set",
+        &format!("cluster.connection={standby}"),
+        "--set",
+        &format!("cluster.data_directory={to}"),
+        "backup",
+    ]);
+    let old = shop.at("data");
+    let rebuilt = shop.job(&[
+        "--json",
+        "--set",
+        &format!("cluster.connection={standby}"),
+        "standby",
+        "create",
+        "--to",
+        &old,
+        "--delta",
+        "--name",
+        "old",
+        "--server-setting",
+        &format!("port={}", shop.cluster.port),
+    ]);
+    assert!(json(&rebuilt)["result"]["proof"]["replayed"].is_string(), "{rebuilt}");
+    until(&shop.cluster.conninfo(), "SELECT pg_is_in_recovery() AND count(*) = 2001 FROM later", "t");
+}
+
+#[test]
+fn warm_and_cold_standbys_follow_the_archive() {
+    let shop = Shop::open();
+    shop.cluster.load_tenants(1, 500);
+    shop.job(&["backup"]);
+    shop.cluster.sql("CREATE TABLE later AS SELECT generate_series(1, 1000) g");
+    let port = format!("port={}", shop.cluster.port + 1);
+    let warm = shop.at("warm");
+    let create = ["standby", "create", "--temperature", "warm", "--to", &warm, "--server-setting", &port];
+    // It is promoted below while its primary lives: its WAL must not get into the archive.
+    let text = shop.job(&[&create[..], &["--server-setting", "archive_mode=off"]].concat());
+    assert!(text.contains("takes no connections"), "{text}");
+    assert_eq!(
+        shop.cluster.sql("SELECT count(*) FROM pg_replication_slots"),
+        "0",
+        "an archive needs no slot"
+    );
+    ok(command(bin_dir().join("pg_ctl")).args(["promote", "-w", "-D", &warm]));
+    assert_eq!(sql(&conninfo_of(Path::new(&warm)), "SELECT count(*) FROM later"), "1000");
+    stop_server(Path::new(&warm));
+
+    let cold = shop.at("cold");
+    let text = shop.job(&["standby", "create", "--temperature", "cold", "--to", &cold]);
+    assert!(text.contains("standby refresh"), "{text}");
+    assert!(!Path::new(&cold).join("postmaster.pid").exists());
+    shop.cluster.sql("INSERT INTO later SELECT generate_series(1001, 1500)");
+    let before =
+        json(&shop.job(&["--json", "standby", "status", "--to", &cold]))["result"]["local"]["lag_bytes"]
+            .clone();
+    let report = shop.job(&["--json", "standby", "refresh", "--to", &cold]);
+    let canary = json(&report)["result"]["proof"]["canary"]["lsn"].clone();
+    assert!(canary.is_string(), "{report}");
+    let after =
+        json(&shop.job(&["--json", "standby", "status", "--to", &cold]))["result"]["local"]["lag_bytes"]
+            .clone();
+    assert!(after.as_u64().unwrap() < before.as_u64().unwrap(), "{before} {after}");
+    // Two primaries that archive into one place are noticed: the same position on another timeline
+    // proves nothing.
+    let second = shop.at("second");
+    shop.job(&["standby", "create", "--temperature", "warm", "--to", &second, "--server-setting", &port]);
+    ok(command(bin_dir().join("pg_ctl")).args(["promote", "-w", "-D", &second]));
+    archive_all(&conninfo_of(Path::new(&second)));
+    stop_server(Path::new(&second));
+    let config = shop.at("dr.toml");
+    let split = shop.dr(&["--config", &config, "standby", "refresh", "--to", &cold]);
+    let words = String::from_utf8_lossy(&split.stderr);
+    assert!(words.contains("another server was promoted"), "{words}");
+    std::fs::remove_file(Path::new(&cold).join("standby.signal")).unwrap();
+    let refused = shop.dr(&["--config", &config, "standby", "refresh", "--to", &cold]);
+    assert!(String::from_utf8_lossy(&refused.stderr).contains("standby.signal"));
+}
+
+#[test]
+fn a_standby_that_cannot_follow_is_not_called_one_and_leaves_no_slot() {
+    let shop = Shop::open();
+    shop.job(&["backup"]);
+    // Nobody is let in for replication, and nothing is archived any more.
+    std::fs::write(
+        shop.cluster.data.join("pg_hba.conf"),
+        "local all all trust\nlocal replication all reject\n",
+    )
+    .unwrap();
+    shop.cluster.sql("ALTER SYSTEM SET archive_command = '/bin/false'");
+    shop.cluster.sql("SELECT pg_reload_conf()");
+    let (to, config) = (shop.at("deaf"), shop.at("dr.toml"));
+    let port = format!("port={}", shop.cluster.port + 1);
+    let failed = shop.dr(&[
+        "--config",
+        &config,
+        "standby",
+        "create",
+        "--to",
+        &to,
+        "--server-setting",
+        &port,
+        "--timeout",
+        "3s",
+    ]);
+    assert_eq!(failed.status.code(), Some(10));
+    let words = String::from_utf8_lossy(&failed.stderr);
+    assert!(words.contains("did not prove that it follows") && words.contains("pg_hba.conf"), "{words}");
+    assert_eq!(shop.cluster.sql("SELECT count(*) FROM pg_replication_slots"), "0");
+    assert!(!Path::new(&to).join("postmaster.pid").exists(), "it was stopped");
+    // What the primary lacks stops it before a byte moves.
+    shop.cluster.sql("ALTER SYSTEM SET max_wal_senders = 0");
+    shop.cluster.stop("fast");
+    shop.cluster.start();
+    let refused = shop.dr(&["--config", &config, "standby", "create", "--to", &shop.at("other")]);
+    assert!(String::from_utf8_lossy(&refused.stderr).contains("max_wal_senders"));
+    assert!(!Path::new(&shop.at("other")).exists());
+}

@@ -10,6 +10,7 @@ mod finding;
 mod host;
 mod keys;
 mod pages;
+mod primary;
 mod source;
 mod storage;
 mod wal;
@@ -17,13 +18,14 @@ mod wal;
 pub use clock::Clock;
 pub use cluster::{
     ClusterError, ControlFacts, Instance, InstanceStatus, RecoveryEnd, RecoverySpec, RecoveryTarget,
-    RunState, TargetAction,
+    RunState, StandbySpec, TargetAction,
 };
 pub use events::{EventSink, NoEvents};
 pub use finding::{Finding, Verdict};
 pub use host::{HostFacts, HostFile, HostNeeds};
 pub use keys::{KeyError, KeyProvider};
 pub use pages::{BadPage, PageChecker};
+pub use primary::{Canary, Follower, Primary, PrimaryState, SlotState};
 pub use source::{
     BackupSession, BackupStart, BackupStop, ClusterDescription, DatabaseSource, FileKind, FileOpener,
     FileReader, FileStat, FileStream, RelationEntry, SourceError, SourceFile, TablespaceFacts,

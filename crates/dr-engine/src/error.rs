@@ -119,6 +119,14 @@ pub enum EngineError {
         /// How long.
         waited: String,
     },
+    /// A standby was made and did not show that it follows.
+    #[error("the standby in {data} did not prove that it follows its primary: {reason}")]
+    StandbyNotProven {
+        /// Its directory.
+        data: String,
+        /// What is wrong.
+        reason: String,
+    },
     /// The request cannot be followed.
     #[error("{what}")]
     Invalid {
@@ -199,7 +207,7 @@ impl Classified for EngineError {
             EngineError::NotEmpty { .. } | EngineError::NotOurs { .. } => ErrorClass::Invalid,
             EngineError::Preflight { .. } | EngineError::Invalid { .. } => ErrorClass::Invalid,
             EngineError::TargetNotReached { .. } => ErrorClass::Missing,
-            EngineError::ReplayStalled { .. } => ErrorClass::Transient,
+            EngineError::ReplayStalled { .. } | EngineError::StandbyNotProven { .. } => ErrorClass::Transient,
             EngineError::Cancelled => ErrorClass::Cancelled,
             _ => ErrorClass::Bug,
         }
@@ -224,6 +232,7 @@ impl Classified for EngineError {
             EngineError::Preflight { .. } => "job-preflight",
             EngineError::TargetNotReached { .. } => "job-target-not-reached",
             EngineError::ReplayStalled { .. } => "job-replay-stalled",
+            EngineError::StandbyNotProven { .. } => "job-standby-not-proven",
             EngineError::Invalid { .. } => "job-invalid",
             EngineError::Cancelled => "job-cancelled",
             _ => "job-bug",
@@ -260,6 +269,11 @@ impl Classified for EngineError {
             }
             EngineError::TargetNotReached { .. } => {
                 "The directory is kept for inspection. `dr show latest` tells which WAL is archived.".into()
+            }
+            EngineError::StandbyNotProven { .. } => {
+                "Look at dr-recovery.log in its directory and at the primary's log; a hot standby needs a way through \
+                 pg_hba.conf, a warm or cold one WAL in the archive."
+                    .into()
             }
             EngineError::ReplayStalled { .. } => "Look at the server's log in the restored directory.".into(),
             EngineError::Invalid { hint, .. } => hint.clone(),

@@ -12,6 +12,7 @@ mod failure;
 mod meta;
 mod pace;
 pub mod restore;
+pub mod standby;
 mod tree;
 pub mod wal;
 

@@ -15,6 +15,7 @@ mod place;
 mod plan;
 
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
@@ -33,7 +34,7 @@ pub use plan::{check_space, plan, stops};
 
 use crate::context::{Context, JobLog};
 use crate::error::EngineError;
-use crate::tree::{FileOutput, TreeRead};
+use crate::tree::{FileOutput, TreeCounters, TreeRead};
 
 /// The stage that writes files.
 const FILES: &str = "files";
@@ -161,6 +162,47 @@ async fn run(
     log: &mut JobLog,
 ) -> Result<RestoreReport, EngineError> {
     let options = &plan.options;
+    let placed = place_files(context, instance, plan, &recovery_spec(plan), log).await?;
+    let reached = if options.start {
+        let stage = log.stage("replay", None, Unit::Bytes);
+        let reached = follow::start_and_follow(context, instance, plan).await?;
+        log.end(stage);
+        Some(reached)
+    } else {
+        None
+    };
+    let count = |counter: &std::sync::atomic::AtomicU64| counter.load(Ordering::Relaxed);
+    let counters = &placed.counters;
+    let report = RestoreReport {
+        backup: plan.manifest.head.id,
+        to: options.to.clone(),
+        files: count(&counters.files),
+        bytes: count(&counters.bytes),
+        bytes_fetched: count(&counters.fetched),
+        bytes_kept: count(&counters.kept),
+        host_files: placed.host_files,
+        reached,
+        receipt: Receipt::begun("restore", context.clock.now()),
+    };
+    record(log, &report);
+    Ok(report)
+}
+
+/// What was put in place.
+pub(crate) struct Placed {
+    counters: Arc<TreeCounters>,
+    host_files: Vec<String>,
+}
+
+/// Makes the directory, up to and with its commit: files, settings, sync, `pg_control`.
+pub(crate) async fn place_files(
+    context: &Context,
+    instance: &dyn Instance,
+    plan: &RestorePlan,
+    spec: &RecoverySpec,
+    log: &mut JobLog,
+) -> Result<Placed, EngineError> {
+    let options = &plan.options;
     let manifest = &plan.manifest;
     place::begin(plan)?;
 
@@ -176,9 +218,8 @@ async fn run(
 
     let stage = log.stage("settings", None, Unit::Steps);
     place::write_labels(plan)?;
-    let spec = recovery_spec(plan);
     instance
-        .prepare_recovery(&options.to, &manifest.body.pg_control, &spec)
+        .prepare_recovery(&options.to, &manifest.body.pg_control, spec)
         .map_err(EngineError::cluster("cannot write the recovery settings"))?;
     let host_files = host_files(context, plan).await?;
     log.end(stage);
@@ -186,29 +227,7 @@ async fn run(
     let stage = log.stage("sync", None, Unit::Steps);
     place::commit(plan)?;
     log.end(stage);
-
-    let reached = if options.start {
-        let stage = log.stage("replay", None, Unit::Bytes);
-        let reached = follow::start_and_follow(context, instance, plan).await?;
-        log.end(stage);
-        Some(reached)
-    } else {
-        None
-    };
-    let count = |counter: &std::sync::atomic::AtomicU64| counter.load(Ordering::Relaxed);
-    let report = RestoreReport {
-        backup: manifest.head.id,
-        to: options.to.clone(),
-        files: count(&counters.files),
-        bytes: count(&counters.bytes),
-        bytes_fetched: count(&counters.fetched),
-        bytes_kept: count(&counters.kept),
-        host_files,
-        reached,
-        receipt: Receipt::begun("restore", context.clock.now()),
-    };
-    record(log, &report);
-    Ok(report)
+    Ok(Placed { counters, host_files })
 }
 
 fn recovery_spec(plan: &RestorePlan) -> RecoverySpec {
@@ -224,6 +243,7 @@ fn recovery_spec(plan: &RestorePlan) -> RecoverySpec {
         action: options.action,
         restore_command: options.restore_command.clone(),
         settings,
+        standby: None,
     }
 }
 

@@ -15,7 +15,7 @@ use dr_core::port::{
     ClusterError, ControlFacts, HostFacts, HostNeeds, Instance, InstanceStatus, RecoveryEnd, RecoverySpec,
     RunState,
 };
-use dr_core::{Timeline, Timestamp};
+use dr_core::{Lsn, Timeline, Timestamp, WalSegment};
 
 use crate::control;
 use crate::process::{command_as_owner, find_bin_dir, major_of, user};
@@ -109,6 +109,26 @@ impl LocalInstance {
     }
 }
 
+/// The timeline and the start of the segment that the startup process is at: everything before it
+/// is replayed.
+fn replaying(file: &PidFile, data: &Path) -> Option<(Timeline, Lsn)> {
+    let size = control::read(data).ok()?.segment_size;
+    let children = std::fs::read_to_string(format!("/proc/{0}/task/{0}/children", file.pid)).ok()?;
+    children.split_whitespace().find_map(|child| {
+        let title = std::fs::read(format!("/proc/{child}/cmdline")).ok()?;
+        let title = String::from_utf8_lossy(&title);
+        let segment = WalSegment::parse(segment_in_title(&title)?, size)?;
+        Some((segment.timeline, segment.start(size)))
+    })
+}
+
+/// `postgres: main: startup recovering 000000010000000000000005`, or `… waiting for …`.
+fn segment_in_title(title: &str) -> Option<&str> {
+    let (_, activity) = title.split_once("startup ")?;
+    let name = activity.strip_prefix("recovering ").or_else(|| activity.strip_prefix("waiting for "))?;
+    name.get(..24)
+}
+
 /// The private directory of a server's socket: short, since socket paths are limited to 107 bytes.
 fn socket_dir(data: &Path) -> PathBuf {
     let mark = crc_fast::checksum(crc_fast::CrcAlgorithm::Crc32Iscsi, data.display().to_string().as_bytes());
@@ -123,6 +143,18 @@ impl Instance for LocalInstance {
 
     fn parse_control(&self, bytes: &[u8]) -> Result<ControlFacts, ClusterError> {
         control::parse(bytes, "pg_control")
+    }
+
+    fn major(&self, data: &Path) -> Result<u32, ClusterError> {
+        let path = data.join("PG_VERSION");
+        let file = path.display().to_string();
+        let text = std::fs::read_to_string(&path).map_err(|source| ClusterError::File {
+            operation: "read",
+            path: file.clone(),
+            source,
+        })?;
+        let number = text.trim().parse();
+        number.map_err(|_| ClusterError::Damaged { path: file, reason: "it holds no version".into() })
     }
 
     fn prepare_recovery(&self, data: &Path, control: &[u8], spec: &RecoverySpec) -> Result<(), ClusterError> {
@@ -195,7 +227,21 @@ impl Instance for LocalInstance {
         if file.status == "starting" || file.socket_dir.is_empty() {
             return Ok(unknown(RunState::Starting));
         }
-        Ok(self.ask(&file).await.unwrap_or_else(|| unknown(RunState::Starting)))
+        let replaying = replaying(&file, data);
+        if let Some(mut status) = self.ask(&file).await {
+            // pg_control has the timeline of the last restart point only.
+            if let Some(segment) = replaying.filter(|_| status.state == RunState::Recovering) {
+                status.timeline = Some(segment.0);
+            }
+            return Ok(status);
+        }
+        // A warm standby takes no connections ("standby" in its pid file, miscadmin.h); the title of
+        // its startup process tells the segment that it replays or waits for.
+        let following = file.status == "standby";
+        let state = if following { RunState::Recovering } else { RunState::Starting };
+        let segment = replaying.filter(|_| following);
+        let (timeline, lsn) = (segment.map(|s| s.0), segment.map(|s| s.1));
+        Ok(InstanceStatus { timeline, lsn, ..unknown(state) })
     }
 
     fn connection(&self, data: &Path) -> Option<String> {

@@ -11,8 +11,12 @@ use std::process::{Command, Stdio};
 pub fn find_bin_dir(major: Option<u32>) -> Option<PathBuf> {
     let mut found: Vec<(u32, PathBuf)> = Vec::new();
     let mut consider = |dir: PathBuf| {
+        // A link somewhere in PATH leads to the directory that has the other programs too.
+        let program = std::fs::canonicalize(dir.join("postgres"));
+        let dir = program.ok().and_then(|path| path.parent().map(Path::to_owned)).unwrap_or(dir);
         if dir.join("postgres").is_file()
             && let Some(version) = major_of(&dir)
+            && !found.iter().any(|(known, _)| *known == version)
         {
             found.push((version, dir));
         }

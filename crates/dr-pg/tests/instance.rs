@@ -71,6 +71,7 @@ impl Source {
             action: TargetAction::Promote,
             restore_command: format!("cp {}/%f %p", self.at("archive").display()),
             settings: vec![("archive_mode".into(), "off".into())],
+            standby: None,
         }
     }
 }

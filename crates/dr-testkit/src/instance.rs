@@ -95,6 +95,10 @@ impl Instance for FakeInstance {
         })
     }
 
+    fn major(&self, _: &Path) -> Result<u32, ClusterError> {
+        Ok(15)
+    }
+
     fn prepare_recovery(&self, data: &Path, _: &[u8], spec: &RecoverySpec) -> Result<(), ClusterError> {
         *self.prepared.lock().unwrap() = Some(spec.clone());
         std::fs::write(data.join("recovery.signal"), "").map_err(|source| ClusterError::File {

@@ -123,7 +123,7 @@ fn timeline(text: &str) -> Result<TimelineChoice, CliError> {
     }
 }
 
-fn tablespace(pair: &str) -> Result<(String, PathBuf), CliError> {
+pub(super) fn tablespace(pair: &str) -> Result<(String, PathBuf), CliError> {
     match pair.split_once('=') {
         Some((old, new)) if !old.is_empty() && !new.is_empty() => Ok((old.to_owned(), PathBuf::from(new))),
         _ => Err(CliError::usage(
@@ -135,7 +135,7 @@ fn tablespace(pair: &str) -> Result<(String, PathBuf), CliError> {
 
 /// A `restore_command` that needs nothing but this program: every setting that is not a default is
 /// in it, secrets as references.
-fn restore_command(session: &Session, cluster: &ClusterIdentity) -> String {
+pub(super) fn restore_command(session: &Session, cluster: &ClusterIdentity) -> String {
     let program = std::env::current_exe().unwrap_or_else(|_| Path::new("dr").to_owned());
     let mut command = quote(&program.display().to_string());
     for (name, written) in session.settings.values() {

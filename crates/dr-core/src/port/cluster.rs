@@ -70,6 +70,19 @@ pub struct RecoverySpec {
     pub restore_command: String,
     /// Further settings, written last: `(name, value)`.
     pub settings: Vec<(String, String)>,
+    /// Not a recovery that ends, but a standby that follows; the target is then `Latest`.
+    pub standby: Option<StandbySpec>,
+}
+
+/// How a standby follows its primary.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StandbySpec {
+    /// Streams from here; `None`: only the archive is followed.
+    pub primary_conninfo: Option<String>,
+    /// The slot that keeps WAL for it.
+    pub slot: Option<String>,
+    /// Whether it answers queries while it follows.
+    pub hot: bool,
 }
 
 /// What `global/pg_control` says.
@@ -158,6 +171,9 @@ pub trait Instance: Send + Sync + fmt::Debug {
     /// Reads `pg_control` from its bytes.
     fn parse_control(&self, bytes: &[u8]) -> Result<ControlFacts, ClusterError>;
 
+    /// The major version of the cluster in `data`, as its `PG_VERSION` says.
+    fn major(&self, data: &Path) -> Result<u32, ClusterError>;
+
     /// Writes recovery settings and signal file into a restored directory. Idempotent. Earlier
     /// recovery settings are removed; all other settings stay as they were. `control` are the bytes
     /// of `pg_control`, which is not in place yet.
@@ -166,8 +182,8 @@ pub trait Instance: Send + Sync + fmt::Debug {
     /// What this host offers to a cluster with these needs.
     fn host_facts(&self, needs: &HostNeeds) -> HostFacts;
 
-    /// Starts the server of the given major on `data`, listening on a private socket only unless
-    /// `public`; answers once the process runs (it may still be in recovery).
+    /// Starts the server of the given major on `data`: as it is configured if `public`, else
+    /// listening on a private socket only; answers once the process runs (it may still be in recovery).
     async fn start(&self, data: &Path, major: u32, public: bool) -> Result<(), ClusterError>;
 
     /// Whether a server runs on `data`, and how far it is.

@@ -179,6 +179,18 @@ impl ConnInfo {
         pairs.iter().map(word).collect::<Vec<_>>().join(" ")
     }
 
+    /// A connection string with another application name, as keywords; with the password, if it
+    /// has one.
+    pub(crate) fn with_application(text: &str, name: &str) -> Result<String, SourceError> {
+        let mut pairs = text::parse(text).map_err(|why| invalid("the connection", why))?;
+        pairs.retain(|(word, _)| word != "application_name");
+        pairs.push(("application_name".into(), name.into()));
+        let word = |(name, value): &(String, String)| {
+            format!("{name}='{}'", value.replace('\\', "\\\\").replace('\'', "\\'"))
+        };
+        Ok(pairs.iter().map(word).collect::<Vec<_>>().join(" "))
+    }
+
     /// The same server, another database.
     pub fn with_database(mut self, database: &str) -> Self {
         database.clone_into(&mut self.database);
@@ -468,6 +480,12 @@ mod tests {
         assert_eq!(ConnInfo::shown("host='a b' password=secret"), "host='a b' password=…");
         assert_eq!(ConnInfo::shown("postgres://me:secret@a/d"), "user=me password=… host=a dbname=d");
         assert_eq!(ConnInfo::shown("host=a"), "host=a");
+        let named = ConnInfo::with_application("postgres://a/d?application_name=x", "my 'standby'").unwrap();
+        assert_eq!(named, r"host='a' dbname='d' application_name='my \'standby\''");
+        assert_eq!(
+            ConnInfo::parse_for(&named, Some("os"), None).unwrap().application_name.unwrap(),
+            "my 'standby'"
+        );
         assert!(!ConnInfo::shown("password='secret").contains("secret"));
         assert_eq!(info.password_for(&info.endpoints[0], "x").as_deref(), Some("secret"));
     }

@@ -40,10 +40,10 @@ const PRIVATE: [(&str, &str); 9] = [
 pub(super) fn server_options(data: &Path, private: Option<&Path>) -> String {
     let mut out = Vec::new();
     let mut set = |name: &str, value: &str| out.push(format!("-c {}", quoted(&format!("{name}={value}"))));
-    LOG.iter().for_each(|(name, value)| set(name, value));
     // A data_directory in the copied configuration would name the first server's.
     set("data_directory", &data.display().to_string());
     if let Some(sockets) = private {
+        LOG.iter().for_each(|(name, value)| set(name, value));
         PRIVATE.iter().for_each(|(name, value)| set(name, value));
         set("unix_socket_directories", &sockets.display().to_string());
         set("hba_file", &sockets.join("hba").display().to_string());

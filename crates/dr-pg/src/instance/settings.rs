@@ -11,7 +11,8 @@ use dr_core::port::{ClusterError, RecoverySpec, RecoveryTarget, TargetAction};
 const BEGIN: &str = "# --- recovery settings written by dr restore";
 
 /// Settings that must not survive from the cluster's earlier life.
-const OURS: [&str; 6] = [
+const OURS: [&str; 7] = [
+    "hot_standby",
     "restore_command",
     "recovery_target_inclusive",
     "recovery_target_timeline",
@@ -49,8 +50,12 @@ pub(super) fn write(data: &Path, control: &[u8], spec: &RecoverySpec) -> Result<
     if !data.join("postgresql.conf").exists() {
         write_synced(&data.join("postgresql.conf"), &fallback(control)?)?;
     }
-    let _ = fs::remove_file(data.join("standby.signal"));
-    write_synced(&data.join("recovery.signal"), "")
+    let (signal, other) = match spec.standby {
+        Some(_) => ("standby.signal", "recovery.signal"),
+        None => ("recovery.signal", "standby.signal"),
+    };
+    let _ = fs::remove_file(data.join(other));
+    write_synced(&data.join(signal), "")
 }
 
 /// The old settings without ours, then ours.
@@ -92,8 +97,20 @@ fn settings(spec: &RecoverySpec) -> Vec<(String, String)> {
     let mut out: Vec<(&str, String)> = neutral.map(|(name, value)| (*name, (*value).to_owned())).collect();
     out.extend([
         ("restore_command", spec.restore_command.clone()),
-        ("recovery_target_timeline", spec.timeline.to_string()),
+        // A standby follows its primary through promotions.
+        (
+            "recovery_target_timeline",
+            match spec.standby {
+                Some(_) => "latest".to_owned(),
+                None => spec.timeline.to_string(),
+            },
+        ),
     ]);
+    if let Some(standby) = &spec.standby {
+        out.push(("hot_standby", if standby.hot { "on" } else { "off" }.into()));
+        out.extend(standby.primary_conninfo.iter().map(|info| ("primary_conninfo", info.clone())));
+        out.extend(standby.slot.iter().map(|slot| ("primary_slot_name", slot.clone())));
+    }
     let value = match &spec.target {
         RecoveryTarget::Latest => None,
         RecoveryTarget::Immediate => Some("immediate".to_owned()),
@@ -159,6 +176,7 @@ mod tests {
             action: TargetAction::Promote,
             restore_command: "dr wal fetch --repo '/x y' %f %p".into(),
             settings: vec![("archive_mode".into(), "off".into())],
+            standby: None,
         };
         let old =
             "# a comment\nwork_mem = '64MB'\nrecovery_target_time = '2020-01-01'\narchive_mode = 'on'\n";
@@ -171,5 +189,25 @@ mod tests {
         assert!(once.contains("restore_command = 'dr wal fetch --repo ''/x y'' %f %p'"));
         assert!(once.contains("recovery_target_inclusive = 'off'"));
         assert_eq!(merged(&once, &spec), once, "writing again changes nothing");
+        let standby = RecoverySpec {
+            target: RecoveryTarget::Latest,
+            standby: Some(dr_core::port::StandbySpec {
+                primary_conninfo: Some("host=a application_name='x y'".into()),
+                slot: Some("s".into()),
+                hot: true,
+            }),
+            ..spec
+        };
+        let follows = merged(&once, &standby);
+        assert!(follows.contains("primary_conninfo = 'host=a application_name=''x y'''"), "{follows}");
+        assert!(
+            follows.contains("recovery_target_timeline = 'latest'")
+                && follows.contains("primary_slot_name = 's'")
+        );
+        assert!(
+            follows.contains("recovery_target_lsn = ''") && !follows.contains("0/3000000"),
+            "no target is left"
+        );
+        assert_eq!(merged(&follows, &standby), follows);
     }
 }
