@@ -12,6 +12,9 @@ const SERVER_USER: &str = "postgres";
 /// No program of a test runs longer.
 const PROGRAM_LIMIT: Duration = Duration::from_secs(120);
 
+/// WAL is archived within this time.
+const ARCHIVE_LIMIT: Duration = Duration::from_secs(30);
+
 /// A directory that every user may enter, removed with everything in it.
 #[derive(Debug)]
 pub struct Scratch(tempfile::TempDir);
@@ -56,6 +59,12 @@ pub fn server_ids() -> Option<(u32, u32)> {
 pub fn command(program: impl AsRef<Path>) -> Command {
     let mut command = Command::new(program.as_ref());
     command.stdin(Stdio::null()).env_remove("PGDATA").env("LC_ALL", "C");
+    if let Some(bin) = std::env::var_os("DR_TEST_PG_BIN") {
+        // `dr` looks for the programs of a major version along PATH too.
+        let path = std::env::var_os("PATH").unwrap_or_default();
+        let path = [PathBuf::from(bin)].into_iter().chain(std::env::split_paths(&path));
+        command.env("PATH", std::env::join_paths(path).unwrap());
+    }
     if let Some((uid, gid)) = server_ids() {
         command.uid(uid).gid(gid).env("HOME", "/tmp");
     }
@@ -256,6 +265,20 @@ pub fn sql(conninfo: &str, query: &str) -> String {
     ok(psql.args(["-X", "-q", "-A", "-t", "-v", "ON_ERROR_STOP=1", "-c", query]).arg(conninfo))
         .trim()
         .to_owned()
+}
+
+/// Closes the current WAL segment of a server and waits until it is archived.
+pub fn archive_all(conninfo: &str) {
+    // At the very beginning of a segment there would be nothing to switch from: PostgreSQL to 16
+    // then names the segment before, later ones the one that nobody closes.
+    let name = sql(conninfo, "SELECT pg_walfile_name(pg_logical_emit_message(false, 'test', 'the end'))");
+    sql(conninfo, "SELECT pg_switch_wal()");
+    let done = format!("SELECT coalesce(last_archived_wal >= '{name}', false) FROM pg_stat_archiver");
+    let began = Instant::now();
+    while sql(conninfo, &done) != "t" {
+        assert!(began.elapsed() < ARCHIVE_LIMIT, "WAL {name} was not archived");
+        std::thread::sleep(Duration::from_millis(50));
+    }
 }
 
 /// A digest of everything that pg_dumpall shows: equal digests mean equal content.
