@@ -59,12 +59,11 @@ pub fn server_ids() -> Option<(u32, u32)> {
 pub fn command(program: impl AsRef<Path>) -> Command {
     let mut command = Command::new(program.as_ref());
     command.stdin(Stdio::null()).env_remove("PGDATA").env("LC_ALL", "C");
-    if let Some(bin) = std::env::var_os("DR_TEST_PG_BIN") {
-        // `dr` looks for the programs of a major version along PATH too.
-        let path = std::env::var_os("PATH").unwrap_or_default();
-        let path = [PathBuf::from(bin)].into_iter().chain(std::env::split_paths(&path));
-        command.env("PATH", std::env::join_paths(path).unwrap());
-    }
+    // `dr` looks for the programs of a major version along PATH too.
+    let places = ["DR_TEST_PG_BIN", "DR_TEST_PG_UPGRADE", "PATH"].map(std::env::var_os);
+    let places: Vec<PathBuf> =
+        places.iter().flatten().flat_map(|value| std::env::split_paths(value).collect::<Vec<_>>()).collect();
+    command.env("PATH", std::env::join_paths(places).unwrap());
     if let Some((uid, gid)) = server_ids() {
         command.uid(uid).gid(gid).env("HOME", "/tmp");
     }
@@ -132,9 +131,19 @@ pub fn bin_dir() -> PathBuf {
     dirs.pop().expect("PostgreSQL's server programs are installed (cargo xtask test installs them)")
 }
 
+/// The directories of the programs of several major versions, the oldest first: what
+/// `DR_TEST_PG_UPGRADE` lists, as `PATH` does.
+pub fn upgrade_path() -> Vec<PathBuf> {
+    std::env::var_os("DR_TEST_PG_UPGRADE")
+        .map(|value| std::env::split_paths(&value).collect())
+        .unwrap_or_default()
+}
+
 /// A server of its own, on a private socket.
 #[derive(Debug)]
 pub struct TestCluster {
+    /// The directory of its programs.
+    pub bin: PathBuf,
     /// The data directory.
     pub data: PathBuf,
     /// The directory of its socket.
@@ -148,14 +157,19 @@ static PORT: AtomicU32 = AtomicU32::new(0);
 impl TestCluster {
     /// Makes a cluster with checksums below `base`. It is not started.
     pub fn create(base: &Path, name: &str) -> Self {
+        Self::create_with(&bin_dir(), base, name)
+    }
+
+    /// The same with the programs of another version.
+    pub fn create_with(bin: &Path, base: &Path, name: &str) -> Self {
         let data = base.join(name);
-        let mut initdb = command(bin_dir().join("initdb"));
+        let mut initdb = command(bin.join("initdb"));
         ok(initdb
             .args(["-N", "-k", "-A", "trust", "-U", "postgres", "--locale=C", "-E", "UTF8", "-D"])
             .arg(&data));
         let port =
             20_000 + (std::process::id() % 20_000) as u16 + PORT.fetch_add(1, Ordering::Relaxed) as u16;
-        let cluster = TestCluster { data, socket_dir: base.to_owned(), port };
+        let cluster = TestCluster { bin: bin.to_owned(), data, socket_dir: base.to_owned(), port };
         cluster.configure(&[
             "fsync = off",
             "listen_addresses = ''",
@@ -180,7 +194,7 @@ impl TestCluster {
     /// Starts the server and waits until it answers.
     pub fn start(&self) {
         let log = self.socket_dir.join(format!("{}.log", self.port));
-        let mut pg_ctl = command(bin_dir().join("pg_ctl"));
+        let mut pg_ctl = command(self.bin.join("pg_ctl"));
         ok(pg_ctl.args(["start", "-w", "-t", "60", "-D"]).arg(&self.data).arg("-l").arg(log));
     }
 
@@ -194,14 +208,14 @@ impl TestCluster {
         };
         let mut options: Vec<String> = files.iter().map(|pair| place(pair)).collect();
         options.push("-c max_connections=123".into());
-        let mut pg_ctl = command(bin_dir().join("pg_ctl"));
+        let mut pg_ctl = command(self.bin.join("pg_ctl"));
         pg_ctl.args(["start", "-w", "-t", "60", "-D"]).arg(&self.data).arg("-l").arg(log);
         ok(pg_ctl.arg("-o").arg(options.join(" ")));
     }
 
     /// Stops the server; `mode` as pg_ctl has it.
     pub fn stop(&self, mode: &str) {
-        let mut pg_ctl = command(bin_dir().join("pg_ctl"));
+        let mut pg_ctl = command(self.bin.join("pg_ctl"));
         run(pg_ctl.args(["stop", "-w", "-t", "60", "-m", mode, "-D"]).arg(&self.data));
     }
 
