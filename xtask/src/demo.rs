@@ -183,7 +183,7 @@ impl Stage {
         std::thread::sleep(Duration::from_secs(2));
         let sales = self.production.sql("SELECT count(*) FROM shop.sales_made")?;
         // Recovery can only tell that the moment has passed when it sees a later commit.
-        let last = self.production.sql("SELECT pg_walfile_name(pg_switch_wal())")?;
+        let last = self.production.close_segment()?;
         self.production.wait_archived(&last, PATIENCE)?;
         let text = format!(
             "{sales} sales later somebody ran DROP TABLE {}: {} rows gone, selling went on",

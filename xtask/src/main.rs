@@ -11,6 +11,7 @@ mod environment;
 mod generate;
 mod guards;
 mod janitor;
+mod postgres;
 mod s3;
 mod soak;
 mod source;
@@ -29,6 +30,7 @@ usage: cargo xtask <task>
   soak --budget 2h           repeat the randomised and the long tests until the budget is used
   gen                        write the documents that are made from code
   demo [--debug]             a disposable cluster, a mistake, and the way back
+  pg MAJOR [DIRECTORY]       the programs of another version of PostgreSQL, for tests by hand
   bench-peers [--rounds 5]   dr beside pgBackRest, as ratios (benches/README.md)
 ";
 
@@ -41,6 +43,7 @@ fn main() -> ExitCode {
         Some("guards") => guards::main(rest),
         Some("soak") => soak::main(rest),
         Some("bench-peers") => bench::main(rest),
+        Some("pg") => postgres::main(rest),
         Some("gen") => generate::main(),
         Some("tidy") => tidy::main(),
         Some("help" | "--help" | "-h") => {

@@ -1,4 +1,5 @@
-//! `cargo xtask soak --budget 2h`: the randomised and the long tests, again and again.
+//! `cargo xtask soak --budget 2h`: what takes long once, then the randomised and the long tests,
+//! again and again.
 //!
 //! Each round uses another seed and more cases (`PROPTEST_CASES`, `DR_TEST_SEED`), so that a night
 //! finds what a minute does not. A round that fails ends the soak and says with which seed.
@@ -9,6 +10,8 @@ use std::time::{Duration, Instant};
 use crate::child::{Child, Ended, last_lines};
 use crate::environment::{self, cargo};
 use crate::janitor::Scratch;
+use crate::postgres;
+use crate::steps::Steps;
 
 /// Which tests are worth repeating: those that draw at random and those that take long.
 const FILTER: &str = "test(/(^|::)slow_/) | test(/(^|::)(any|random|every)_/) | test(/prop|sweep|seed/)";
@@ -24,9 +27,30 @@ pub fn main(args: &[String]) -> Result<(), String> {
     }
     environment::ensure_postgres()?;
     let scratch = Scratch::new("drt")?;
+    let started = Instant::now();
+    once(&scratch, budget)?;
+    rounds(&scratch, budget, started)
+}
+
+/// What is worth doing once: it draws nothing at random.
+fn once(scratch: &Scratch, budget: Duration) -> Result<(), String> {
+    // As with a round, the last step may run over the budget, but not for ever.
+    let limit = budget + Duration::from_secs(900);
+    let mut steps = Steps::new(limit, environment::logs(), scratch.mark().clone())?;
+    let place = scratch.path().to_string_lossy();
+    steps.set("DR_TEST_TMP", place.clone());
+    steps.set("TMPDIR", place);
+    let major = postgres::FROM_ELSEWHERE;
+    match postgres::programs(major, &scratch.path().join(format!("postgresql-{major}"))) {
+        Ok(bin) => postgres::on_one(&mut steps, major, &bin, &["nextest", "run"]),
+        Err(error) => steps.skip(&format!("postgresql {major}"), &error),
+    }
+    steps.finish()
+}
+
+fn rounds(scratch: &Scratch, budget: Duration, started: Instant) -> Result<(), String> {
     let logs = environment::logs();
     std::fs::create_dir_all(&logs).map_err(|error| error.to_string())?;
-    let started = Instant::now();
     let first_seed = std::process::id();
     let (mut rounds, mut tests) = (0_u32, 0_u64);
     while rounds == 0 || started.elapsed() < budget {
@@ -37,7 +61,7 @@ pub fn main(args: &[String]) -> Result<(), String> {
         let deadline = budget.saturating_sub(started.elapsed()) + Duration::from_secs(900);
         let round = Instant::now();
         let ended =
-            Child::new(command(&scratch, cases, seed), log.clone(), deadline).marked(scratch.mark()).run()?;
+            Child::new(command(scratch, cases, seed), log.clone(), deadline).marked(scratch.mark()).run()?;
         let count = summary(&std::fs::read_to_string(&log).unwrap_or_default());
         (rounds, tests) = (rounds + 1, tests + count);
         println!(

@@ -1,6 +1,7 @@
 //! `cargo xtask test`: everything that CI runs, in the order in which it is cheapest to fail.
 
 use std::os::unix::fs::chown;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
@@ -40,9 +41,9 @@ pub fn main(args: &[String]) -> Result<(), String> {
     let mut steps = Steps::new(budget, environment::logs(), scratch.mark().clone())?;
     set_environment(&mut steps, &scratch)?;
     // It runs until all steps are done.
-    let _s3 = prepare(&mut steps, &options, &scratch);
+    let (server_programs, _s3) = prepare(&mut steps, &options, &scratch);
     check(&mut steps, &options);
-    test(&mut steps, &options, &scratch);
+    test(&mut steps, &options, &scratch, server_programs.as_deref());
     steps.finish()
 }
 
@@ -58,7 +59,7 @@ fn set_environment(steps: &mut Steps, scratch: &Scratch) -> Result<(), String> {
     Ok(())
 }
 
-fn prepare(steps: &mut Steps, options: &Options, scratch: &Scratch) -> Option<s3::Server> {
+fn prepare(steps: &mut Steps, options: &Options, scratch: &Scratch) -> (Option<PathBuf>, Option<s3::Server>) {
     let mut found = None;
     steps.call("postgresql", || {
         let bin = environment::ensure_postgres()?;
@@ -66,11 +67,11 @@ fn prepare(steps: &mut Steps, options: &Options, scratch: &Scratch) -> Option<s3
         found = Some(bin);
         Ok(())
     });
-    if let Some(bin) = found {
+    if let Some(bin) = &found {
         steps.set("DR_TEST_PG_BIN", bin.to_string_lossy());
     }
     if options.quick {
-        return None;
+        return (found, None);
     }
     let mut python = None;
     steps.call("python", || {
@@ -80,7 +81,8 @@ fn prepare(steps: &mut Steps, options: &Options, scratch: &Scratch) -> Option<s3
     if let Some(python) = python {
         steps.set("DR_TEST_PYTHON", python.to_string_lossy());
     }
-    start_s3(steps, options, scratch)
+    let server = start_s3(steps, options, scratch);
+    (found, server)
 }
 
 fn start_s3(steps: &mut Steps, options: &Options, scratch: &Scratch) -> Option<s3::Server> {
@@ -118,7 +120,7 @@ fn check(steps: &mut Steps, options: &Options) {
     }
 }
 
-fn test(steps: &mut Steps, options: &Options, scratch: &Scratch) {
+fn test(steps: &mut Steps, options: &Options, scratch: &Scratch, server_programs: Option<&Path>) {
     let minutes = |count: u64| Duration::from_secs(count * 60);
     let nextest = environment::find_program("cargo-nextest").is_some();
     if !nextest {
@@ -145,6 +147,9 @@ fn test(steps: &mut Steps, options: &Options, scratch: &Scratch) {
     steps.run("tests", time, cargo(&[&base[..], profile].concat()));
     if options.quick {
         return;
+    }
+    if let Some(own) = server_programs {
+        crate::postgres::steps(steps, own, scratch.path(), runner);
     }
     // With the tests, so that the same features are on and nothing is built twice.
     let programs = cargo(&["build", "--workspace", "--bins", "--tests"]);

@@ -2,9 +2,10 @@
 #![allow(clippy::unwrap_used, missing_docs)]
 
 use std::path::Path;
-use std::time::{Duration, Instant};
 
-use dr_testkit::pg::{Scratch, TestCluster, command, conninfo_of, dump_digest, ok, run, stop_server};
+use dr_testkit::pg::{
+    Scratch, TestCluster, archive_all, command, conninfo_of, dump_digest, ok, run, stop_server,
+};
 
 #[test]
 fn a_cluster_is_backed_up_to_s3_and_recovered_from_it() {
@@ -62,14 +63,7 @@ fn a_cluster_is_backed_up_to_s3_and_recovered_from_it() {
     job(&["backup"]);
     cluster.sql("DELETE FROM tenant_2.orders WHERE id % 2 = 0");
     let digest = dump_digest(&cluster.conninfo());
-    let wal = cluster.sql("SELECT pg_walfile_name(pg_switch_wal())");
-    let began = Instant::now();
-    while cluster.sql(&format!("SELECT coalesce(last_archived_wal >= '{wal}', false) FROM pg_stat_archiver"))
-        != "t"
-    {
-        assert!(began.elapsed() < Duration::from_secs(30), "{wal} was not archived");
-        std::thread::sleep(Duration::from_millis(50));
-    }
+    archive_all(&cluster.conninfo());
     let to = at("restored");
     let (key, address) = (at("dr.key"), &s3);
     ok(command(&dr).args(address).args(["--key-file", &key, "restore", "--to", &to, "--start"]));

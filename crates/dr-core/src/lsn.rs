@@ -135,7 +135,7 @@ impl WalSegment {
 
     /// Reads a file name of 24 hexadecimal digits; `None` when it is not one of this size.
     pub fn parse(name: &str, size: SegmentSize) -> Option<Self> {
-        if name.len() != 24 || !name.bytes().all(|b| matches!(b, b'0'..=b'9' | b'A'..=b'F')) {
+        if name.len() != 24 || !is_upper_hex(name) {
             return None;
         }
         let part = |at: usize| u64::from_str_radix(&name[at..at + 8], 16).ok();
@@ -146,6 +146,11 @@ impl WalSegment {
         }
         Some(WalSegment { timeline: Timeline(timeline as u32), number: log * per_log + low })
     }
+}
+
+/// Whether these are hexadecimal digits as PostgreSQL writes them: other names are other files.
+fn is_upper_hex(text: &str) -> bool {
+    text.bytes().all(|b| matches!(b, b'0'..=b'9' | b'A'..=b'F'))
 }
 
 /// What PostgreSQL asks an archive to keep or to fetch, by the file's name.
@@ -166,7 +171,7 @@ impl WalName {
     pub fn parse(name: &str, size: SegmentSize) -> Result<Self, InvalidText> {
         let bad = || InvalidText::new("a WAL file name (segment, .partial, .history or .backup)", name);
         if let Some(stem) = name.strip_suffix(".history") {
-            let hex = stem.len() == 8 && stem.bytes().all(|b| matches!(b, b'0'..=b'9' | b'A'..=b'F'));
+            let hex = stem.len() == 8 && is_upper_hex(stem);
             let timeline = hex.then(|| u32::from_str_radix(stem, 16).ok()).flatten();
             return timeline.filter(|t| *t > 0).map(|t| WalName::History(Timeline(t))).ok_or_else(bad);
         }
@@ -176,7 +181,7 @@ impl WalName {
         if let Some(stem) = name.strip_suffix(".backup") {
             let (segment, offset) = stem.split_once('.').ok_or_else(bad)?;
             let segment = WalSegment::parse(segment, size).ok_or_else(bad)?;
-            let hex = offset.len() == 8 && offset.bytes().all(|b| b.is_ascii_hexdigit());
+            let hex = offset.len() == 8 && is_upper_hex(offset);
             let offset = hex.then(|| u32::from_str_radix(offset, 16).ok()).flatten().ok_or_else(bad)?;
             return Ok(WalName::Label(segment, offset));
         }
@@ -240,6 +245,7 @@ mod tests {
             "000000010000000A00000100",
             "00000000.history",
             "000000010000000a000000fe",
+            "000000010000000A000000FE.0000002d.backup",
             "RECOVERYXLOG",
         ] {
             assert!(WalName::parse(name, size).is_err(), "{name:?} was accepted");

@@ -83,7 +83,7 @@ fn real_segments_pass_and_foreign_moved_or_cut_ones_are_refused() {
     let mut initdb = command(bin_dir().join("initdb"));
     ok(initdb.args(["-N", "-k", "-A", "trust", "-U", "postgres", "--wal-segsize=1", "-D"]).arg(&data));
     let port = 19_000 + (std::process::id() % 900) as u16;
-    let cluster = TestCluster { data, socket_dir: scratch.path().to_owned(), port };
+    let cluster = TestCluster { bin: bin_dir(), data, socket_dir: scratch.path().to_owned(), port };
     let archive = scratch.path().join("archive");
     ok(command("/bin/mkdir").arg(&archive));
     cluster.configure(&[

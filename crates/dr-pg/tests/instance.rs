@@ -9,7 +9,9 @@ use dr_core::port::{
 };
 use dr_core::{Timeline, Timestamp};
 use dr_pg::{InstanceOptions, LocalInstance};
-use dr_testkit::pg::{Scratch, TestCluster, bin_dir, command, conninfo_of, ok, sql, stop_server};
+use dr_testkit::pg::{
+    Scratch, TestCluster, archive_all, bin_dir, command, conninfo_of, ok, sql, stop_server,
+};
 
 /// A server with an archive that is a plain directory, and a base backup of it.
 struct Source {
@@ -55,12 +57,7 @@ impl Source {
     }
 
     fn archive_all(&self) {
-        // At the very beginning of a segment there would be nothing to switch from.
-        let name =
-            self.cluster.sql("SELECT pg_walfile_name(pg_logical_emit_message(false, 'test', 'the end'))");
-        self.cluster.sql("SELECT pg_switch_wal()");
-        let done = format!("SELECT coalesce(last_archived_wal >= '{name}', false) FROM pg_stat_archiver");
-        wait(|| self.cluster.sql(&done) == "t", "WAL is archived");
+        archive_all(&self.cluster.conninfo());
     }
 
     fn spec(&self, target: RecoveryTarget) -> RecoverySpec {
@@ -73,14 +70,6 @@ impl Source {
             settings: vec![("archive_mode".into(), "off".into())],
             standby: None,
         }
-    }
-}
-
-fn wait(mut until: impl FnMut() -> bool, what: &str) {
-    let began = Instant::now();
-    while !until() {
-        assert!(began.elapsed() < Duration::from_secs(30), "never: {what}");
-        std::thread::sleep(Duration::from_millis(50));
     }
 }
 

@@ -12,6 +12,9 @@ const SERVER_USER: &str = "postgres";
 /// No program of a test runs longer.
 const PROGRAM_LIMIT: Duration = Duration::from_secs(120);
 
+/// WAL is archived within this time.
+const ARCHIVE_LIMIT: Duration = Duration::from_secs(30);
+
 /// A directory that every user may enter, removed with everything in it.
 #[derive(Debug)]
 pub struct Scratch(tempfile::TempDir);
@@ -56,6 +59,11 @@ pub fn server_ids() -> Option<(u32, u32)> {
 pub fn command(program: impl AsRef<Path>) -> Command {
     let mut command = Command::new(program.as_ref());
     command.stdin(Stdio::null()).env_remove("PGDATA").env("LC_ALL", "C");
+    // `dr` looks for the programs of a major version along PATH too.
+    let places = ["DR_TEST_PG_BIN", "DR_TEST_PG_UPGRADE", "PATH"].map(std::env::var_os);
+    let places: Vec<PathBuf> =
+        places.iter().flatten().flat_map(|value| std::env::split_paths(value).collect::<Vec<_>>()).collect();
+    command.env("PATH", std::env::join_paths(places).unwrap());
     if let Some((uid, gid)) = server_ids() {
         command.uid(uid).gid(gid).env("HOME", "/tmp");
     }
@@ -123,9 +131,19 @@ pub fn bin_dir() -> PathBuf {
     dirs.pop().expect("PostgreSQL's server programs are installed (cargo xtask test installs them)")
 }
 
+/// The directories of the programs of several major versions, the oldest first: what
+/// `DR_TEST_PG_UPGRADE` lists, as `PATH` does.
+pub fn upgrade_path() -> Vec<PathBuf> {
+    std::env::var_os("DR_TEST_PG_UPGRADE")
+        .map(|value| std::env::split_paths(&value).collect())
+        .unwrap_or_default()
+}
+
 /// A server of its own, on a private socket.
 #[derive(Debug)]
 pub struct TestCluster {
+    /// The directory of its programs.
+    pub bin: PathBuf,
     /// The data directory.
     pub data: PathBuf,
     /// The directory of its socket.
@@ -139,14 +157,19 @@ static PORT: AtomicU32 = AtomicU32::new(0);
 impl TestCluster {
     /// Makes a cluster with checksums below `base`. It is not started.
     pub fn create(base: &Path, name: &str) -> Self {
+        Self::create_with(&bin_dir(), base, name)
+    }
+
+    /// The same with the programs of another version.
+    pub fn create_with(bin: &Path, base: &Path, name: &str) -> Self {
         let data = base.join(name);
-        let mut initdb = command(bin_dir().join("initdb"));
+        let mut initdb = command(bin.join("initdb"));
         ok(initdb
             .args(["-N", "-k", "-A", "trust", "-U", "postgres", "--locale=C", "-E", "UTF8", "-D"])
             .arg(&data));
         let port =
             20_000 + (std::process::id() % 20_000) as u16 + PORT.fetch_add(1, Ordering::Relaxed) as u16;
-        let cluster = TestCluster { data, socket_dir: base.to_owned(), port };
+        let cluster = TestCluster { bin: bin.to_owned(), data, socket_dir: base.to_owned(), port };
         cluster.configure(&[
             "fsync = off",
             "listen_addresses = ''",
@@ -171,7 +194,7 @@ impl TestCluster {
     /// Starts the server and waits until it answers.
     pub fn start(&self) {
         let log = self.socket_dir.join(format!("{}.log", self.port));
-        let mut pg_ctl = command(bin_dir().join("pg_ctl"));
+        let mut pg_ctl = command(self.bin.join("pg_ctl"));
         ok(pg_ctl.args(["start", "-w", "-t", "60", "-D"]).arg(&self.data).arg("-l").arg(log));
     }
 
@@ -185,14 +208,14 @@ impl TestCluster {
         };
         let mut options: Vec<String> = files.iter().map(|pair| place(pair)).collect();
         options.push("-c max_connections=123".into());
-        let mut pg_ctl = command(bin_dir().join("pg_ctl"));
+        let mut pg_ctl = command(self.bin.join("pg_ctl"));
         pg_ctl.args(["start", "-w", "-t", "60", "-D"]).arg(&self.data).arg("-l").arg(log);
         ok(pg_ctl.arg("-o").arg(options.join(" ")));
     }
 
     /// Stops the server; `mode` as pg_ctl has it.
     pub fn stop(&self, mode: &str) {
-        let mut pg_ctl = command(bin_dir().join("pg_ctl"));
+        let mut pg_ctl = command(self.bin.join("pg_ctl"));
         run(pg_ctl.args(["stop", "-w", "-t", "60", "-m", mode, "-D"]).arg(&self.data));
     }
 
@@ -256,6 +279,20 @@ pub fn sql(conninfo: &str, query: &str) -> String {
     ok(psql.args(["-X", "-q", "-A", "-t", "-v", "ON_ERROR_STOP=1", "-c", query]).arg(conninfo))
         .trim()
         .to_owned()
+}
+
+/// Closes the current WAL segment of a server and waits until it is archived.
+pub fn archive_all(conninfo: &str) {
+    // At the very beginning of a segment there would be nothing to switch from: PostgreSQL to 16
+    // then names the segment before, later ones the one that nobody closes.
+    let name = sql(conninfo, "SELECT pg_walfile_name(pg_logical_emit_message(false, 'test', 'the end'))");
+    sql(conninfo, "SELECT pg_switch_wal()");
+    let done = format!("SELECT coalesce(last_archived_wal >= '{name}', false) FROM pg_stat_archiver");
+    let began = Instant::now();
+    while sql(conninfo, &done) != "t" {
+        assert!(began.elapsed() < ARCHIVE_LIMIT, "WAL {name} was not archived");
+        std::thread::sleep(Duration::from_millis(50));
+    }
 }
 
 /// A digest of everything that pg_dumpall shows: equal digests mean equal content.

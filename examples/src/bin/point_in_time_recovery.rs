@@ -10,7 +10,7 @@ use dr_engine::backup::{self, BackupOptions};
 use dr_engine::restore::{self, RestoreOptions, TimelineChoice};
 use dr_examples::{Place, Result, context, shop, wal_verb};
 use dr_pg::{InstanceOptions, LocalInstance, LocalSource, LocalSourceOptions};
-use dr_testkit::pg::{Scratch, TestCluster, conninfo_of, sql};
+use dr_testkit::pg::{Scratch, TestCluster, archive_all, conninfo_of, sql};
 
 #[tokio::main]
 async fn main() -> Result<()> {
@@ -27,7 +27,7 @@ async fn main() -> Result<()> {
     let plan = backup::plan(&context, &source, &BackupOptions::default()).await?;
     backup::apply(&context, &source, &plan).await?;
 
-    let moment = make_mistake(&server)?;
+    let moment = make_mistake(&server);
 
     let to = scratch.path().join("recovered");
     let options = RestoreOptions {
@@ -63,19 +63,12 @@ async fn main() -> Result<()> {
 }
 
 /// Adds a row, remembers the moment, drops the table, and waits until the WAL is archived.
-fn make_mistake(server: &TestCluster) -> Result<String> {
+fn make_mistake(server: &TestCluster) -> String {
     server.sql("INSERT INTO tenant_1.payments VALUES (5001, 1, 1.25, 'card')");
     let moment = server
         .sql("SELECT to_char(clock_timestamp() AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS.US\"Z\"')");
     std::thread::sleep(Duration::from_millis(50));
     server.sql("DROP TABLE tenant_1.payments");
-    let last = server.sql("SELECT pg_walfile_name(pg_switch_wal())");
-    let archived = format!("SELECT coalesce(last_archived_wal >= '{last}', false) FROM pg_stat_archiver");
-    for _ in 0..600 {
-        if server.sql(&archived) == "t" {
-            return Ok(moment);
-        }
-        std::thread::sleep(Duration::from_millis(50));
-    }
-    Err("the WAL was not archived".into())
+    archive_all(&server.conninfo());
+    moment
 }

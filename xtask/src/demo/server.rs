@@ -151,6 +151,15 @@ impl Server {
         psql
     }
 
+    /// Closes the current WAL file and names it. Something is written first: at the very beginning
+    /// of a file there would be nothing to close.
+    pub fn close_segment(&self) -> Result<String, String> {
+        let last = "SELECT pg_walfile_name(pg_logical_emit_message(false, 'demo', 'the end'))";
+        let last = self.sql(last)?;
+        self.sql("SELECT pg_switch_wal()")?;
+        Ok(last)
+    }
+
     /// Waits until this WAL file is archived.
     pub fn wait_archived(&self, file: &str, patience: Duration) -> Result<(), String> {
         let started = Instant::now();
