@@ -10,8 +10,8 @@ use dr_core::{SegmentSize, SystemId, Timestamp};
 use dr_engine::wal::Archive;
 use dr_engine::{Cancel, Context};
 use dr_pg::{
-    InstanceOptions, LocalInstance, LocalSource, LocalSourceOptions, PgWal, PrimaryServer, StreamSource,
-    StreamSourceOptions,
+    InstanceOptions, LocalInstance, LocalSource, LocalSourceOptions, PgWal, PrimaryServer, StandbyPolicy,
+    StreamSource, StreamSourceOptions,
 };
 use dr_storage::keys::{AgeKey, FileKey, HostKey};
 use dr_storage::target::{DirectoryOptions, DirectoryTarget, RetryPolicy, Retrying};
@@ -195,12 +195,17 @@ pub async fn repository(settings: &Settings) -> Result<Repository, AgentError> {
 /// The server that the settings name, its files read here or streamed.
 pub fn source(settings: &Settings) -> Box<dyn DatabaseSource> {
     let conninfo = settings.text("cluster.connection").unwrap_or_default().to_owned();
+    let standby = match settings.text("backup.standby") {
+        Some("prefer") => StandbyPolicy::Prefer,
+        Some("only") => StandbyPolicy::Only,
+        _ => StandbyPolicy::Never,
+    };
     if settings.text("backup.source") == Some("stream") {
         let max_rate = settings.optional_bytes("backup.max_rate");
-        return Box::new(StreamSource::new(StreamSourceOptions { conninfo, max_rate }));
+        return Box::new(StreamSource::new(StreamSourceOptions { conninfo, max_rate, standby }));
     }
     let data_directory = settings.path("cluster.data_directory");
-    Box::new(LocalSource::new(LocalSourceOptions { conninfo, data_directory }))
+    Box::new(LocalSource::new(LocalSourceOptions { conninfo, data_directory, standby }))
 }
 
 /// The server that standbys follow.
@@ -215,7 +220,11 @@ pub fn primary_at(conninfo: &str) -> PrimaryServer {
 
 /// A server behind a connection string.
 pub fn source_at(conninfo: &str) -> LocalSource {
-    LocalSource::new(LocalSourceOptions { conninfo: conninfo.to_owned(), data_directory: None })
+    LocalSource::new(LocalSourceOptions {
+        conninfo: conninfo.to_owned(),
+        data_directory: None,
+        standby: StandbyPolicy::Never,
+    })
 }
 
 /// Connection strings of the servers that have a socket on this host.

@@ -803,6 +803,23 @@ fn a_cluster_that_nobody_has_is_an_error_and_not_an_empty_list() {
     assert!(gone.status.success(), "{}", String::from_utf8_lossy(&gone.stderr));
 }
 
+/// Closes WAL segments of the primary every now and then while something runs, as archive_timeout
+/// does on a busy server.
+fn while_wal_is_closed<T>(shop: &Shop, work: impl FnOnce() -> T) -> T {
+    let done = std::sync::atomic::AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !done.load(std::sync::atomic::Ordering::Relaxed) {
+                shop.cluster.sql("SELECT pg_switch_wal()");
+                std::thread::sleep(Duration::from_millis(300));
+            }
+        });
+        let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(work));
+        done.store(true, std::sync::atomic::Ordering::Relaxed);
+        result.unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    })
+}
+
 /// Waits until a query on a server gives this answer.
 fn until(connection: &str, query: &str, answer: &str) {
     let began = Instant::now();
@@ -813,7 +830,7 @@ fn until(connection: &str, query: &str, answer: &str) {
 }
 
 #[test]
-fn a_hot_standby_follows_is_shown_promoted_and_whole_and_the_old_primary_is_rebuilt_behind_it() {
+fn slow_a_hot_standby_follows_is_shown_promoted_and_whole_and_the_old_primary_is_rebuilt_behind_it() {
     let shop = Shop::open_with(&["max_slot_wal_keep_size = 1GB", "wal_keep_size = 0"]);
     shop.cluster.load_tenants(2, 2000);
     shop.job(&["backup"]);
@@ -844,6 +861,40 @@ fn a_hot_standby_follows_is_shown_promoted_and_whole_and_the_old_primary_is_rebu
         "{}",
         String::from_utf8_lossy(&again.stderr)
     );
+
+    // Backups can be read from it, when that is wanted and not otherwise.
+    let at_standby = format!("cluster.connection={standby}");
+    let refused =
+        shop.dr(&["--config", &shop.at("dr.toml"), "--set", &at_standby, "backup", "--source", "stream"]);
+    assert!(String::from_utf8_lossy(&refused.stderr).contains("backup.standby"), "{refused:?}");
+    for source in ["stream", "files"] {
+        shop.cluster.sql("UPDATE tenant_1.orders SET note = note || 'x' WHERE id % 7 = 0");
+        let report = while_wal_is_closed(&shop, || {
+            shop.job(&[
+                "--json",
+                "--set",
+                &at_standby,
+                "--set",
+                &format!("cluster.data_directory={to}"),
+                "--set",
+                "backup.standby=only",
+                "backup",
+                "--source",
+                source,
+            ])
+        });
+        let backup = json(&report)["result"]["backup"].clone();
+        assert_eq!(
+            (&backup["cluster"]["in_recovery"], &backup["status"]),
+            (&true.into(), &"complete".into())
+        );
+        let digest = dump_digest(&shop.cluster.conninfo());
+        shop.archive_all();
+        let copy =
+            shop.restore(&format!("from-standby-{source}"), &["--backup", backup["id"].as_str().unwrap()]);
+        assert_eq!(dump_digest(&copy), digest, "{source}");
+        stop_server(Path::new(&shop.at(&format!("from-standby-{source}"))));
+    }
 
     // The primary is lost; the standby takes over and is whole.
     shop.cluster.stop("fast");
@@ -892,7 +943,7 @@ fn a_hot_standby_follows_is_shown_promoted_and_whole_and_the_old_primary_is_rebu
 }
 
 #[test]
-fn warm_and_cold_standbys_follow_the_archive() {
+fn slow_warm_and_cold_standbys_follow_the_archive() {
     let shop = Shop::open();
     shop.cluster.load_tenants(1, 500);
     shop.job(&["backup"]);
@@ -944,7 +995,7 @@ fn warm_and_cold_standbys_follow_the_archive() {
 }
 
 #[test]
-fn a_standby_that_cannot_follow_is_not_called_one_and_leaves_no_slot() {
+fn slow_a_standby_that_cannot_follow_is_not_called_one_and_leaves_no_slot() {
     let shop = Shop::open();
     shop.job(&["backup"]);
     // Nobody is let in for replication, and nothing is archived any more.

@@ -254,7 +254,7 @@ impl Classified for EngineError {
                 "Nothing was put in place. Restore an older backup with --backup, and run `dr verify --all`.".into()
             }
             EngineError::WalNotArchived { .. } => {
-                "Look at pg_stat_archiver and the server's log: archive_command must be `dr wal push %p`. What was copied is kept; the next backup continues from it.".into()
+                "Look at pg_stat_archiver and the server's log: archive_command must be `dr wal push %p`. For a backup from a standby the primary closes the segment: set its archive_timeout. What was copied is kept; the next backup continues from it.".into()
             }
             EngineError::WalGap { gap } => format!(
                 "Recover to a point before the hole with `--lsn {}`, or start from a backup taken after it.",

@@ -20,7 +20,7 @@ mod walk;
 pub use conn::{ChannelBindingMode, ConnInfo, Endpoint, Host, Negotiation, SessionKind, TlsMode, TlsOptions};
 pub use inspect::{ServerFacts, find_servers, inspect};
 pub use instance::{InstanceOptions, LocalInstance};
-pub use local::{LocalSource, LocalSourceOptions};
+pub use local::{LocalSource, LocalSourceOptions, StandbyPolicy};
 pub use page::PgPages;
 pub use primary::PrimaryServer;
 pub use process::find_bin_dir;

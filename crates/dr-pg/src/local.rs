@@ -41,6 +41,49 @@ const CONTROL_READS: u32 = 20;
 const LOCAL_FILE_SYSTEMS: [u64; 7] =
     [0xEF53, 0x5846_5342, 0x9123_683E, 0x0102_1994, 0x2FC1_2FC1, 0x794C_7630, 0xF2F5_2010];
 
+/// Whether a backup may be read from a standby.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum StandbyPolicy {
+    /// Only from a primary.
+    #[default]
+    Never,
+    /// From a standby where there is one, else from the primary.
+    Prefer,
+    /// Only from a standby.
+    Only,
+}
+
+impl StandbyPolicy {
+    /// Whether a server of this role will do.
+    pub(crate) fn check(self, in_recovery: bool) -> Result<(), SourceError> {
+        let refused = |what: &str, reason: &str| {
+            Err(SourceError::Unsupported { what: what.to_owned(), reason: reason.to_owned() })
+        };
+        match (self, in_recovery) {
+            (StandbyPolicy::Never, true) => {
+                refused("a backup from a standby", "backup.standby is never, and the server is a standby")
+            }
+            (StandbyPolicy::Only, false) => {
+                refused("a backup from the primary", "backup.standby is only, and the server is a primary")
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// The same as a finding.
+    pub(crate) fn finding(self, in_recovery: bool) -> Finding {
+        let role = if in_recovery { "standby" } else { "primary" };
+        match self.check(in_recovery) {
+            Ok(()) => Finding::good("role", format!("the server is a {role}")),
+            Err(_) => Finding::bad(
+                "role",
+                format!("the server is a {role}, which backup.standby does not let backups be read from"),
+                "Set [cluster] connection to another server, or [backup] standby to prefer.",
+            ),
+        }
+    }
+}
+
 /// How a local cluster is reached.
 #[derive(Clone, Debug)]
 pub struct LocalSourceOptions {
@@ -48,6 +91,8 @@ pub struct LocalSourceOptions {
     pub conninfo: String,
     /// The data directory; `None`: the server is asked.
     pub data_directory: Option<PathBuf>,
+    /// Whether the server may be a standby.
+    pub standby: StandbyPolicy,
 }
 
 /// A cluster on this host.
@@ -141,18 +186,14 @@ impl DatabaseSource for LocalSource {
 
     async fn check(&self) -> Result<Vec<Finding>, SourceError> {
         let sql = self.connect().await?;
-        check::check(&sql, &self.options.conninfo, self.data_directory(&sql).await).await
+        let data = self.data_directory(&sql).await;
+        check::check(&sql, &self.options.conninfo, data, self.options.standby).await
     }
 
     async fn begin(&self, label: &str, fast: bool) -> Result<Box<dyn BackupSession>, SourceError> {
         let sql = self.connect().await?;
         let (cluster, data, catalog_version) = self.look(&sql).await?;
-        if cluster.in_recovery {
-            return Err(SourceError::Unsupported {
-                what: "a backup from a standby".into(),
-                reason: "this source copies from the primary".into(),
-            });
-        }
+        self.options.standby.check(cluster.in_recovery)?;
         let lock = "SELECT pg_try_advisory_lock($1, $2)";
         let rows = sql.rows("lock out other backups", lock, &[&LOCK.0, &LOCK.1], QUERY_LIMIT).await?;
         let locked = rows.first().is_some_and(|row| row.get::<_, bool>(0));
@@ -287,6 +328,9 @@ impl BackupSession for LocalSession {
     }
 
     async fn finish(self: Box<Self>) -> Result<(BackupStop, Vec<u8>), SourceError> {
+        // On a standby pg_control says up to where WAL is needed, so it is read before the end, whose
+        // position then covers it (`do_pg_backup_stop` in xlog.c).
+        let before = if self.cluster.in_recovery { Some(read_control(&self.data)?.0) } else { None };
         // Not waiting for the archiver here: the job looks into its own archive.
         let query = "SELECT lsn::text, labelfile, spcmapfile, \
                      (extract(epoch FROM clock_timestamp()) * 1000000)::int8 FROM pg_backup_stop(false)";
@@ -295,7 +339,7 @@ impl BackupSession for LocalSession {
         let backup_label: String = row.get(1);
         let label = crate::history_files::parse_backup_label(&backup_label);
         let timeline = label.map_or(self.start.timeline, |label| label.timeline);
-        let (control, _) = read_control(&self.data)?;
+        let control = before.map_or_else(|| read_control(&self.data).map(|read| read.0), Ok)?;
         let stop = BackupStop {
             lsn,
             timeline,

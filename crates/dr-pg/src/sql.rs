@@ -52,6 +52,10 @@ impl Sql {
         if let Some(database) = database {
             info = info.with_database(database);
         }
+        Sql::connect_by(info).await
+    }
+
+    pub async fn connect_by(info: ConnInfo) -> Result<Self, SourceError> {
         let mut last = None;
         let mut second_best = None;
         for endpoint in &info.endpoints {
@@ -161,6 +165,15 @@ impl Sql {
             self.client.cancel_token().cancel_query_raw(link.stream, AsItIs).await.ok()
         };
         let _ = tokio::time::timeout(CANCEL_LIMIT, cancel).await;
+    }
+
+    /// A connection string's meaning for further connections to this very server, and no other of
+    /// its hosts.
+    pub fn same_server(&self) -> ConnInfo {
+        let mut info = self.info.clone();
+        info.endpoints = vec![self.endpoint.clone()];
+        info.session_kind = SessionKind::Any;
+        info
     }
 
     pub fn server(&self) -> &str {

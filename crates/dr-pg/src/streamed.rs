@@ -20,8 +20,8 @@ use dr_core::port::{
 use dr_core::{SegmentSize, SystemId, Timeline};
 use tokio::runtime::Handle;
 
-use crate::conn::ConnInfo;
-use crate::local::{LOCK, facts, micros};
+use crate::conn::{ConnInfo, SessionKind};
+use crate::local::{LOCK, StandbyPolicy, facts, micros};
 use crate::page::PgPages;
 use crate::replication::{BackupEnd, BaseBackupOptions, ReplicationClient, ReplicationMode};
 use crate::sql::{QUERY_LIMIT, Sql};
@@ -39,6 +39,8 @@ pub struct StreamSourceOptions {
     pub conninfo: String,
     /// At most so many bytes a second are asked of the server; `None`: as fast as it can.
     pub max_rate: Option<u64>,
+    /// Whether a standby may send the files. Among several hosts one of the wanted kind is chosen.
+    pub standby: StandbyPolicy,
 }
 
 /// A cluster on any host.
@@ -54,7 +56,17 @@ impl StreamSource {
     }
 
     async fn connect(&self) -> Result<Sql, SourceError> {
-        Sql::connect(&self.options.conninfo, None).await
+        let mut info = ConnInfo::parse(&self.options.conninfo)?;
+        if info.session_kind == SessionKind::Any {
+            info.session_kind = match self.options.standby {
+                // One host is what it is: a refusal then says more than "none of these".
+                _ if info.endpoints.len() < 2 => SessionKind::Any,
+                StandbyPolicy::Never => SessionKind::Primary,
+                StandbyPolicy::Prefer => SessionKind::PreferStandby,
+                StandbyPolicy::Only => SessionKind::Standby,
+            };
+        }
+        Sql::connect_by(info).await
     }
 }
 
@@ -94,26 +106,21 @@ impl DatabaseSource for StreamSource {
 
     async fn check(&self) -> Result<Vec<Finding>, SourceError> {
         let sql = self.connect().await?;
-        check::check(&sql, &self.options.conninfo).await
+        check::check(&sql, &self.options.conninfo, self.options.standby).await
     }
 
     async fn begin(&self, label: &str, fast: bool) -> Result<Box<dyn BackupSession>, SourceError> {
         let sql = self.connect().await?;
         let cluster = look(&sql).await?;
-        if cluster.in_recovery {
-            return Err(SourceError::Unsupported {
-                what: "a backup from a standby".into(),
-                reason: "this source streams from the primary".into(),
-            });
-        }
+        self.options.standby.check(cluster.in_recovery)?;
         let lock = "SELECT pg_try_advisory_lock($1, $2)";
         let rows = sql.rows("lock out other backups", lock, &[&LOCK.0, &LOCK.1], QUERY_LIMIT).await?;
         let locked = rows.first().is_some_and(|row| row.get::<_, bool>(0));
         if !locked && Guard::OneBackupAtATime.holds() {
             return Err(SourceError::Busy { server: sql.server().to_owned() });
         }
-        let info = ConnInfo::parse(&self.options.conninfo)?;
-        let mut client = ReplicationClient::connect(&info, ReplicationMode::Physical).await?;
+        // The same server: another of several hosts may be of the same cluster and of another role.
+        let mut client = ReplicationClient::connect(&sql.same_server(), ReplicationMode::Physical).await?;
         let found = client.identify().await?.system_id;
         if found != cluster.system_id {
             // Several hosts, and another one answered.

@@ -8,11 +8,15 @@ use std::time::{Duration, Instant};
 
 use dr_core::Classified;
 use dr_core::port::{DatabaseSource, FileKind, Finding, SourceError, Verdict};
-use dr_pg::{LocalSource, LocalSourceOptions};
+use dr_pg::{LocalSource, LocalSourceOptions, StandbyPolicy};
 use dr_testkit::pg::{Scratch, TestCluster, bin_dir, command, ok, sql};
 
 fn source(conninfo: &str) -> LocalSource {
-    LocalSource::new(LocalSourceOptions { conninfo: conninfo.to_owned(), data_directory: None })
+    LocalSource::new(LocalSourceOptions {
+        conninfo: conninfo.to_owned(),
+        data_directory: None,
+        standby: StandbyPolicy::Never,
+    })
 }
 
 fn open(settings: &[&str]) -> (Scratch, TestCluster) {
@@ -319,7 +323,11 @@ async fn the_data_directory_must_be_the_servers() {
     let (scratch, cluster) = open(&[]);
     let other = TestCluster::create(scratch.path(), "other");
     let at = |data: PathBuf| {
-        LocalSource::new(LocalSourceOptions { conninfo: cluster.conninfo(), data_directory: Some(data) })
+        LocalSource::new(LocalSourceOptions {
+            conninfo: cluster.conninfo(),
+            data_directory: Some(data),
+            standby: StandbyPolicy::Never,
+        })
     };
     let refused = at(other.data.clone()).begin("test", true).await.err().unwrap();
     assert!(matches!(refused, SourceError::OtherCluster { .. }), "{refused}");

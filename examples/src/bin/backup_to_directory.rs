@@ -4,7 +4,7 @@
 
 use dr_engine::backup::{self, BackupOptions};
 use dr_examples::{Place, Result, context, shop, wal_verb};
-use dr_pg::{LocalSource, LocalSourceOptions};
+use dr_pg::{LocalSource, LocalSourceOptions, StandbyPolicy};
 use dr_testkit::pg::Scratch;
 
 #[tokio::main]
@@ -16,7 +16,11 @@ async fn main() -> Result<()> {
     let (server, repository) = shop(&scratch, &Place::below(scratch.path())).await?;
     server.load_tenants(2, 20_000);
 
-    let source = LocalSource::new(LocalSourceOptions { conninfo: server.conninfo(), data_directory: None });
+    let source = LocalSource::new(LocalSourceOptions {
+        conninfo: server.conninfo(),
+        data_directory: None,
+        standby: StandbyPolicy::Never,
+    });
     let system_id = dr_pg::control::read(&server.data)?.system_id;
     let context = context(&repository, system_id);
     for note in ["first", "after one small change"] {

@@ -9,7 +9,7 @@ use dr_core::port::{Instance, RecoveryTarget, TargetAction};
 use dr_engine::backup::{self, BackupOptions};
 use dr_engine::restore::{self, RestoreOptions, TimelineChoice};
 use dr_examples::{Place, Result, context, shop, wal_verb};
-use dr_pg::{InstanceOptions, LocalInstance, LocalSource, LocalSourceOptions};
+use dr_pg::{InstanceOptions, LocalInstance, LocalSource, LocalSourceOptions, StandbyPolicy};
 use dr_testkit::pg::{Scratch, TestCluster, archive_all, conninfo_of, sql};
 
 #[tokio::main]
@@ -21,7 +21,11 @@ async fn main() -> Result<()> {
     let place = Place::below(scratch.path());
     let (server, repository) = shop(&scratch, &place).await?;
     server.load_tenants(1, 5_000);
-    let source = LocalSource::new(LocalSourceOptions { conninfo: server.conninfo(), data_directory: None });
+    let source = LocalSource::new(LocalSourceOptions {
+        conninfo: server.conninfo(),
+        data_directory: None,
+        standby: StandbyPolicy::Never,
+    });
     let system_id = dr_pg::control::read(&server.data)?.system_id;
     let context = context(&repository, system_id);
     let plan = backup::plan(&context, &source, &BackupOptions::default()).await?;

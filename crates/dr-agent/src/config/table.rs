@@ -152,6 +152,13 @@ pub const SETTINGS: &[Setting] = &[
          which needs no access to the server's host.",
     ),
     setting(
+        "backup.standby",
+        Kind::Choice(&["never", "prefer", "only"]),
+        "never",
+        "Whether backups are read from a standby; with several hosts in the connection string a stream chooses one. \
+         The primary's archive_timeout then decides how soon a backup is complete.",
+    ),
+    setting(
         "backup.max_rate",
         Kind::Size,
         "",

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use dr_core::port::{Finding, SourceError};
 
+use super::StandbyPolicy;
 use crate::control;
 use crate::sql::{QUERY_LIMIT, Sql};
 use crate::{NEWEST_MAJOR, OLDEST_MAJOR};
@@ -23,12 +24,13 @@ pub(super) async fn check(
     sql: &Sql,
     conninfo: &str,
     data: Result<PathBuf, SourceError>,
+    standby: StandbyPolicy,
 ) -> Result<Vec<Finding>, SourceError> {
     let settings = settings(sql).await?;
     let mut findings = vec![Finding::good("server", format!("{} answers", sql.server()))];
     findings.push(version(settings.get("server_version_num").map_or("", String::as_str)));
     findings.push(privileges(sql).await?);
-    findings.push(role(sql).await?);
+    findings.push(role(sql, standby).await?);
     match data {
         Ok(data) => {
             findings.push(data_directory(sql, &data).await?);
@@ -152,14 +154,9 @@ async fn data_directory(sql: &Sql, data: &Path) -> Result<Finding, SourceError> 
     })
 }
 
-pub(crate) async fn role(sql: &Sql) -> Result<Finding, SourceError> {
+pub(crate) async fn role(sql: &Sql, standby: StandbyPolicy) -> Result<Finding, SourceError> {
     let row = sql.row("tell what it is", "SELECT pg_is_in_recovery()", QUERY_LIMIT).await?;
-    Ok(if row.get(0) {
-        let fix = "Set [cluster] connection and data_directory to the primary.";
-        Finding::bad("primary", "the server is a standby: backups are taken from the primary", fix)
-    } else {
-        Finding::good("primary", "the server is a primary")
-    })
+    Ok(standby.finding(row.get(0)))
 }
 
 fn file_system(data: &Path) -> Option<Finding> {

@@ -3,8 +3,7 @@
 use dr_core::error::Classified;
 use dr_core::port::{Finding, SourceError};
 
-use crate::conn::ConnInfo;
-use crate::local::check as shared;
+use crate::local::{StandbyPolicy, check as shared};
 use crate::replication::{ReplicationClient, ReplicationMode};
 use crate::sql::{QUERY_LIMIT, Sql};
 
@@ -14,14 +13,18 @@ const ROLE: &str = "SELECT current_user::text, rolreplication OR rolsuper, \
 const SENDERS: &str = "SELECT current_setting('max_wal_senders')::int4, (SELECT count(*)::int4 FROM pg_stat_activity \
      WHERE backend_type = 'walsender')";
 
-pub(super) async fn check(sql: &Sql, conninfo: &str) -> Result<Vec<Finding>, SourceError> {
+pub(super) async fn check(
+    sql: &Sql,
+    conninfo: &str,
+    standby: StandbyPolicy,
+) -> Result<Vec<Finding>, SourceError> {
     let settings = shared::settings(sql).await?;
     let mut findings = vec![Finding::good("server", format!("{} answers", sql.server()))];
     findings.push(shared::version(settings.get("server_version_num").map_or("", String::as_str)));
     findings.extend(role(sql).await?);
     findings.push(senders(sql).await?);
-    findings.push(connection(conninfo).await?);
-    findings.push(shared::role(sql).await?);
+    findings.push(connection(sql).await?);
+    findings.push(shared::role(sql, standby).await?);
     findings.extend(shared::databases(sql, conninfo).await?);
     findings.extend(shared::server(&settings));
     findings.push(shared::archiver(sql).await?);
@@ -66,9 +69,8 @@ async fn senders(sql: &Sql) -> Result<Finding, SourceError> {
 }
 
 /// Only a try shows what pg_hba.conf says about replication.
-async fn connection(conninfo: &str) -> Result<Finding, SourceError> {
-    let info = ConnInfo::parse(conninfo)?;
-    Ok(match ReplicationClient::connect(&info, ReplicationMode::Physical).await {
+async fn connection(sql: &Sql) -> Result<Finding, SourceError> {
+    Ok(match ReplicationClient::connect(&sql.same_server(), ReplicationMode::Physical).await {
         Ok(client) => {
             let tls = if client.is_encrypted() { "with" } else { "without" };
             Finding::good("replication", format!("the replication connection works, {tls} TLS"))
