@@ -201,6 +201,7 @@ struct Extras {
     tablespaces: Vec<dr_core::port::TablespaceFacts>,
     host_files: Vec<dr_core::port::HostFile>,
     host_needs: dr_core::port::HostNeeds,
+    slots: Vec<dr_core::port::SlotState>,
 }
 
 impl Extras {
@@ -220,7 +221,8 @@ impl Extras {
         }
         let host_needs =
             pg.host_needs().await.map_err(EngineError::source("cannot tell what the cluster needs"))?;
-        Ok(Extras { relations: merge_relations(before, after), tablespaces, host_files, host_needs })
+        let slots = pg.slots().await.map_err(EngineError::source("cannot list the replication slots"))?;
+        Ok(Extras { relations: merge_relations(before, after), tablespaces, host_files, host_needs, slots })
     }
 
     /// Stores the relation catalogue and the host's files as metadata frames.
@@ -299,6 +301,7 @@ impl Done<'_> {
             pg_control: self.control,
             tablespaces: extras.tablespaces.clone(),
             host_needs: extras.host_needs.clone(),
+            slots: extras.slots.clone(),
             bad_pages: bad,
             relations: Vec::new(),
             host_files: Vec::new(),

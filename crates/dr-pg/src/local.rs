@@ -14,8 +14,8 @@ use async_trait::async_trait;
 use dr_core::guard::Guard;
 use dr_core::port::{
     BackupSession, BackupStart, BackupStop, ClusterDescription, ControlFacts, DatabaseSource, FileOpener,
-    FileReader, FileStat, FileStream, Finding, HostFile, HostNeeds, PageChecker, RelationEntry, SourceError,
-    SourceFile, TablespaceFacts,
+    FileReader, FileStat, FileStream, Finding, HostFile, HostNeeds, PageChecker, RelationEntry, SlotState,
+    SourceError, SourceFile, TablespaceFacts,
 };
 use dr_core::{Lsn, Timeline, Timestamp};
 
@@ -317,6 +317,10 @@ impl BackupSession for LocalSession {
 
     async fn tablespaces(&mut self) -> Result<Vec<TablespaceFacts>, SourceError> {
         facts::tablespaces(&self.sql).await
+    }
+
+    async fn slots(&mut self) -> Result<Vec<SlotState>, SourceError> {
+        crate::primary::slots(&self.sql).await
     }
 
     async fn host_files(&mut self) -> Result<Vec<HostFile>, SourceError> {

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 
 use async_trait::async_trait;
+use dr_core::plan::{WalRoom, judge_slots};
 use dr_core::port::{Canary, Finding, Follower, Primary, PrimaryState, SlotState, SourceError};
 use dr_core::{Lsn, SystemId, Timeline};
 
@@ -26,7 +27,34 @@ const FOLLOWERS: &str = "SELECT application_name, state, sync_state, replay_lsn:
 
 const SLOTS: &str = "SELECT slot_name::text, slot_type, active, restart_lsn::text, \
      pg_wal_lsn_diff(CASE WHEN pg_is_in_recovery() THEN pg_last_wal_receive_lsn() ELSE pg_current_wal_lsn() END, \
-     restart_lsn)::int8, wal_status, safe_wal_size FROM pg_replication_slots ORDER BY slot_name";
+     restart_lsn)::int8, wal_status, safe_wal_size, database::text, \
+     coalesce((to_jsonb(s) ->> 'failover')::boolean, false) FROM pg_replication_slots s ORDER BY slot_name";
+
+/// All slots of a server.
+pub(crate) async fn slots(sql: &Sql) -> Result<Vec<SlotState>, SourceError> {
+    let rows = sql.rows("list its replication slots", SLOTS, &[], QUERY_LIMIT).await?;
+    let slot = |row: &tokio_postgres::Row| SlotState {
+        name: row.get(0),
+        kind: row.get(1),
+        database: row.get(7),
+        failover: row.get(8),
+        active: row.get(2),
+        restart: lsn(row.get(3)),
+        retained_bytes: size(row.get(4)),
+        wal_status: row.get(5),
+        safe_bytes: size(row.get(6)),
+    };
+    Ok(rows.iter().map(slot).collect())
+}
+
+/// What the slots of a server mean for it; `free`: what is free beside its WAL.
+pub(crate) async fn slot_findings(sql: &Sql, free: Option<u64>) -> Result<Vec<Finding>, SourceError> {
+    // The setting is in megabytes; −1 is without limit.
+    let query = "SELECT setting::int8 FROM pg_settings WHERE name = 'max_slot_wal_keep_size'";
+    let row = sql.row("show its settings", query, QUERY_LIMIT).await?;
+    let limit = u64::try_from(row.get::<_, i64>(0)).ok().map(|megabytes| megabytes << 20);
+    Ok(judge_slots(&slots(sql).await?, WalRoom { limit, free }))
+}
 
 /// A primary behind a connection string.
 #[derive(Clone, Debug)]
@@ -140,18 +168,7 @@ impl Primary for PrimaryServer {
     }
 
     async fn slots(&self) -> Result<Vec<SlotState>, SourceError> {
-        let sql = self.connect().await?;
-        let rows = sql.rows("list its replication slots", SLOTS, &[], QUERY_LIMIT).await?;
-        let slot = |row: &tokio_postgres::Row| SlotState {
-            name: row.get(0),
-            kind: row.get(1),
-            active: row.get(2),
-            restart: lsn(row.get(3)),
-            retained_bytes: size(row.get(4)),
-            wal_status: row.get(5),
-            safe_bytes: size(row.get(6)),
-        };
-        Ok(rows.iter().map(slot).collect())
+        slots(&self.connect().await?).await
     }
 
     fn conninfo_for(&self, standby: &str) -> Result<String, SourceError> {

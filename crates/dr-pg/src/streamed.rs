@@ -14,8 +14,8 @@ use async_trait::async_trait;
 use dr_core::guard::Guard;
 use dr_core::port::{
     BackupSession, BackupStart, BackupStop, ClusterDescription, DatabaseSource, FileOpener, FileReader,
-    FileStat, FileStream, Finding, HostFile, HostNeeds, PageChecker, RelationEntry, SourceError, SourceFile,
-    TablespaceFacts,
+    FileStat, FileStream, Finding, HostFile, HostNeeds, PageChecker, RelationEntry, SlotState, SourceError,
+    SourceFile, TablespaceFacts,
 };
 use dr_core::{SegmentSize, SystemId, Timeline};
 use tokio::runtime::Handle;
@@ -224,6 +224,10 @@ impl BackupSession for StreamSession {
 
     async fn tablespaces(&mut self) -> Result<Vec<TablespaceFacts>, SourceError> {
         facts::tablespaces(&self.sql).await
+    }
+
+    async fn slots(&mut self) -> Result<Vec<SlotState>, SourceError> {
+        crate::primary::slots(&self.sql).await
     }
 
     /// None: they are files of another host, which this connection does not reach.

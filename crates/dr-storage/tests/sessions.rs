@@ -105,6 +105,7 @@ fn body(sessions: &[u32]) -> ManifestBody {
         pg_control: vec![1, 2, 3],
         tablespaces: Vec::new(),
         host_needs: HostNeeds::default(),
+        slots: Vec::new(),
         relations: Vec::new(),
         host_files: Vec::new(),
         bad_pages: Vec::new(),

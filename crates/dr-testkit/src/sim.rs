@@ -9,7 +9,7 @@ use async_trait::async_trait;
 use dr_core::port::{
     BackupSession, BackupStart, BackupStop, BadPage, Clock, ClusterDescription, DatabaseSource, FileKind,
     FileReader, FileStat, FileStream, Finding, HostFile, HostNeeds, NoEvents, PageChecker, RelationEntry,
-    SourceError, SourceFile, TablespaceFacts,
+    SlotState, SourceError, SourceFile, TablespaceFacts,
 };
 use dr_core::{Lsn, SegmentSize, SystemId, Timeline, Timestamp, WalName, WalSegment};
 use dr_engine::{Cancel, Context};
@@ -424,6 +424,10 @@ impl BackupSession for SimSession {
 
     async fn tablespaces(&mut self) -> Result<Vec<TablespaceFacts>, SourceError> {
         Ok(self.cluster.tablespaces())
+    }
+
+    async fn slots(&mut self) -> Result<Vec<SlotState>, SourceError> {
+        Ok(Vec::new())
     }
 
     async fn host_files(&mut self) -> Result<Vec<HostFile>, SourceError> {

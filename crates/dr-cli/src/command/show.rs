@@ -25,6 +25,7 @@ pub(super) async fn run(session: &Session, args: Show) -> Result<u8, CliError> {
         "backup": manifest.head,
         "tablespaces": body.tablespaces,
         "host_needs": body.host_needs,
+        "slots": body.slots,
         "bad_pages": body.bad_pages,
         "sessions": body.sessions.iter().map(|s| s.id).collect::<Vec<_>>(),
         "relations": relations,
@@ -88,6 +89,11 @@ fn show(manifest: &Manifest, relations: &[RelationEntry]) -> String {
     }
     for tablespace in &manifest.body.tablespaces {
         rows.push(("tablespace", format!("{} at {}", tablespace.name, tablespace.location)));
+    }
+    for slot in &manifest.body.slots {
+        let database = slot.database.as_ref().map(|name| format!(" of {name}")).unwrap_or_default();
+        let failover = if slot.failover { ", failover" } else { "" };
+        rows.push(("slot", format!("{} ({}{database}{failover}), not in the backup", slot.name, slot.kind)));
     }
     text.push_str(&facts(&rows));
     for bad in &manifest.body.bad_pages {

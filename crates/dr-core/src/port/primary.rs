@@ -56,12 +56,18 @@ pub struct Follower {
 }
 
 /// A replication slot.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SlotState {
     /// Its name.
     pub name: String,
     /// `physical` or `logical`.
     pub kind: String,
+    /// The database of a logical one.
+    #[serde(default)]
+    pub database: Option<String>,
+    /// Whether standbys keep a copy of it (17 and later).
+    #[serde(default)]
+    pub failover: bool,
     /// Whether somebody uses it.
     pub active: bool,
     /// From where WAL is kept for it.

@@ -16,6 +16,7 @@ use crate::lsn::{Lsn, SegmentSize, Timeline};
 use crate::port::finding::Finding;
 use crate::port::host::{HostFile, HostNeeds};
 use crate::port::pages::PageChecker;
+use crate::port::primary::SlotState;
 
 /// What a cluster is, before a backup of it begins.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -225,6 +226,9 @@ pub trait BackupSession: Send {
 
     /// Tablespaces outside the data directory.
     async fn tablespaces(&mut self) -> Result<Vec<TablespaceFacts>, SourceError>;
+
+    /// Replication slots, which no backup holds: what they served must be set up anew.
+    async fn slots(&mut self) -> Result<Vec<SlotState>, SourceError>;
 
     /// Files outside the data directory that the server needs.
     async fn host_files(&mut self) -> Result<Vec<HostFile>, SourceError>;

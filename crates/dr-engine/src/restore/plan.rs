@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use dr_core::guard::Guard;
 use dr_core::plan::{Candidate, StoredWal, choose_backup, plan_wal};
-use dr_core::port::{Finding, HostFacts, Instance, RecoveryTarget, RunState, Verdict};
+use dr_core::port::{Finding, HostFacts, Instance, RecoveryTarget, RunState, SlotState, Verdict};
 use dr_core::{Lsn, SegmentSize, Timeline, TimelineHistory};
 use dr_storage::WalStore;
 use dr_storage::format::{BackupStatus, Manifest, ManifestHead};
@@ -65,6 +65,7 @@ pub async fn plan(
             "Check the relations that `dr show` names.",
         ));
     }
+    findings.extend(lost_slots(&manifest.body.slots));
     findings.extend(check_space(manifest.head.bytes, options, &tablespaces)?);
     findings.extend(check_host(instance, options, &manifest));
     if findings.iter().any(stops) {
@@ -80,6 +81,20 @@ pub async fn plan(
         options: options.clone(),
         manifest,
         history,
+    })
+}
+
+/// Slots are never part of a backup (`pg_replslot` is left out): what read them must be told.
+fn lost_slots(slots: &[SlotState]) -> Option<Finding> {
+    let describe = |slot: &SlotState| match &slot.database {
+        Some(database) => format!("{} ({} in {database})", slot.name, slot.kind),
+        None => format!("{} ({})", slot.name, slot.kind),
+    };
+    let names = slots.iter().map(describe).collect::<Vec<_>>().join(", ");
+    (!slots.is_empty()).then(|| {
+        let detail = format!("replication slots that the server had and the restored one will not have: {names}");
+        let fix = "After the restore: make them again, rebuild the standbys, refresh the subscriptions with a new copy of the data.";
+        Finding::warning("slots", detail, fix)
     })
 }
 

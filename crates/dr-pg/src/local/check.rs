@@ -31,6 +31,7 @@ pub(super) async fn check(
     findings.push(version(settings.get("server_version_num").map_or("", String::as_str)));
     findings.push(privileges(sql).await?);
     findings.push(role(sql, standby).await?);
+    let free = data.as_ref().ok().and_then(|data| free_beside_wal(data));
     match data {
         Ok(data) => {
             findings.push(data_directory(sql, &data).await?);
@@ -44,6 +45,7 @@ pub(super) async fn check(
     }
     findings.extend(databases(sql, conninfo).await?);
     findings.extend(server(&settings));
+    findings.extend(crate::primary::slot_findings(sql, free).await?);
     findings.push(archiver(sql).await?);
     findings.push(clock(sql).await?);
     Ok(findings)
@@ -157,6 +159,12 @@ async fn data_directory(sql: &Sql, data: &Path) -> Result<Finding, SourceError> 
 pub(crate) async fn role(sql: &Sql, standby: StandbyPolicy) -> Result<Finding, SourceError> {
     let row = sql.row("tell what it is", "SELECT pg_is_in_recovery()", QUERY_LIMIT).await?;
     Ok(standby.finding(row.get(0)))
+}
+
+/// What an ordinary user may still write where WAL lies.
+fn free_beside_wal(data: &Path) -> Option<u64> {
+    let stat = rustix::fs::statvfs(data.join("pg_wal")).ok()?;
+    Some(stat.f_bavail.saturating_mul(stat.f_frsize))
 }
 
 fn file_system(data: &Path) -> Option<Finding> {

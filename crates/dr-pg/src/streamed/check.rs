@@ -27,6 +27,7 @@ pub(super) async fn check(
     findings.push(shared::role(sql, standby).await?);
     findings.extend(shared::databases(sql, conninfo).await?);
     findings.extend(shared::server(&settings));
+    findings.extend(crate::primary::slot_findings(sql, None).await?);
     findings.push(shared::archiver(sql).await?);
     findings.push(shared::clock(sql).await?);
     Ok(findings)

@@ -1,7 +1,7 @@
 //! Manifests and the other sealed documents of a session.
 
 use dr_core::guard::Guard;
-use dr_core::port::{BackupStart, ClusterDescription, HostNeeds, TablespaceFacts};
+use dr_core::port::{BackupStart, ClusterDescription, HostNeeds, SlotState, TablespaceFacts};
 use dr_core::{BackupId, Lsn, SystemId, Timeline, Timestamp};
 use serde::{Deserialize, Serialize};
 
@@ -100,6 +100,10 @@ pub struct ManifestBody {
     pub bad_pages: Vec<BadPageRecord>,
     /// Whose file states the table has.
     pub walk: WalkMark,
+    /// Replication slots of the server, for people: no backup holds them. Absent from manifests
+    /// written before it was known.
+    #[serde(default)]
+    pub slots: Vec<SlotState>,
 }
 
 mod hex_bytes {
