@@ -253,6 +253,14 @@ impl FileReader for LocalFile {
     fn stat(&self) -> io::Result<FileStat> {
         Ok(stat_of(&self.0.metadata()?))
     }
+
+    fn look_again(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
+        self.read_at(buffer, offset)
+    }
+
+    fn is_live(&self) -> bool {
+        true
+    }
 }
 
 fn open_file(data: &Path, path: &str) -> Result<Option<Box<dyn FileReader>>, SourceError> {

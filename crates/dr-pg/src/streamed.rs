@@ -295,4 +295,12 @@ impl FileReader for RemoteFile {
     fn stat(&self) -> std::io::Result<FileStat> {
         Err(std::io::ErrorKind::Unsupported.into())
     }
+
+    fn look_again(&self, buffer: &mut [u8], offset: u64) -> std::io::Result<usize> {
+        self.read_at(buffer, offset)
+    }
+
+    fn is_live(&self) -> bool {
+        false
+    }
 }

@@ -83,6 +83,8 @@ struct State {
     now_ns: i64,
     /// Bytes that may still be read before reads fail; `None`: no limit.
     read_budget: Option<u64>,
+    /// Pages that are being written while the stream sends them: wrong there, right in the file.
+    torn_in_stream: BTreeMap<String, usize>,
 }
 
 /// A simulated cluster. Cloning shares it.
@@ -95,6 +97,8 @@ pub struct SimCluster {
     pub findings: Vec<Finding>,
     /// Whether time stamps may be trusted.
     pub trust_stat: bool,
+    /// Whether the files come as a stream.
+    pub streamed: bool,
 }
 
 impl SimCluster {
@@ -106,6 +110,7 @@ impl SimCluster {
             state: Arc::new(Mutex::new(state)),
             findings: Vec::new(),
             trust_stat: true,
+            streamed: false,
         }
     }
 
@@ -170,6 +175,11 @@ impl SimCluster {
         let file = state.files.get_mut(path).expect("a file");
         change(&mut file.0);
         file.1 = now;
+    }
+
+    /// Lets a page be wrong in streams, though it is right in the file.
+    pub fn tear_in_stream(&self, path: &str, page: usize) {
+        self.state.lock().unwrap().torn_in_stream.insert(path.to_owned(), page);
     }
 
     /// Removes a file.
@@ -363,6 +373,51 @@ impl FileReader for SimFile {
         let size = content.len() as u64;
         Ok(FileStat { size, mode: 0o600, mtime_ns: *changed, ctime_ns: *changed, inode: 7, device: 1 })
     }
+
+    fn look_again(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
+        self.read_at(buffer, offset)
+    }
+
+    fn is_live(&self) -> bool {
+        true
+    }
+}
+
+/// Files in an order of the server's own, each with its content.
+struct SimStream {
+    files: Vec<SourceFile>,
+    current: Vec<u8>,
+    cluster: SimCluster,
+}
+
+impl FileStream for SimStream {
+    fn interrupt_when(&mut self, _: Box<dyn Fn() -> bool + Send>) {}
+
+    fn next_file(&mut self) -> Result<Option<SourceFile>, SourceError> {
+        let Some(file) = self.files.pop() else { return Ok(None) };
+        let mut state = self.cluster.state.lock().unwrap();
+        self.current = state.files.get(&file.path).map(|(content, _)| content.clone()).unwrap_or_default();
+        if let Some(page) = state.torn_in_stream.get(&file.path) {
+            self.current[page * PAGE..page * PAGE + 8].copy_from_slice(BAD);
+        }
+        let size = self.current.len() as u64;
+        if let Some(budget) = &mut state.read_budget {
+            *budget = budget.checked_sub(size).ok_or_else(|| SourceError::Unreachable {
+                server: "sim".into(),
+                source: "planted: the stream broke".into(),
+            })?;
+        }
+        let stat = FileStat { mode: file.stat.mode, size, ..FileStat::default() };
+        Ok(Some(SourceFile { stat, ..file }))
+    }
+
+    fn read(&mut self, buffer: &mut [u8]) -> Result<usize, SourceError> {
+        // In odd pieces, as the network gives them.
+        let len = self.current.len().min(buffer.len()).min(10_007);
+        buffer[..len].copy_from_slice(&self.current[..len]);
+        self.current.drain(..len);
+        Ok(len)
+    }
 }
 
 #[async_trait]
@@ -388,7 +443,13 @@ impl BackupSession for SimSession {
     }
 
     fn stream(&mut self) -> Option<Box<dyn FileStream>> {
-        None
+        if !self.cluster.streamed {
+            return None;
+        }
+        let mut files = self.cluster.listing();
+        // Any order will do but the table's.
+        files.sort_by_key(|file| file.path.bytes().rev().collect::<Vec<u8>>());
+        Some(Box::new(SimStream { files, current: Vec::new(), cluster: self.cluster.clone() }))
     }
 
     fn open(&self, path: &str) -> Result<Option<Box<dyn FileReader>>, SourceError> {

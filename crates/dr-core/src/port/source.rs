@@ -149,6 +149,15 @@ pub trait FileReader: Send {
 
     /// The state of the open file.
     fn stat(&self) -> io::Result<FileStat>;
+
+    /// Reads a place once more that was damaged when it was read: as it is now, where the file is.
+    fn look_again(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize>;
+
+    /// Whether what [`look_again`](Self::look_again) gives may be stored in place of what was read.
+    /// Not so when the server may have ended the backup since: the WAL of the backup would not cover
+    /// what was written after that. It then only shows that the page was being written, and the
+    /// full-page image in the WAL makes it whole.
+    fn is_live(&self) -> bool;
 }
 
 /// Opens a listed file from any thread; `None` when it has vanished.

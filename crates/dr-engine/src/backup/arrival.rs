@@ -6,7 +6,6 @@
 
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender};
 use std::time::Instant;
 
@@ -36,17 +35,10 @@ impl Drop for Lent {
 }
 
 impl Lent {
-    /// Reads the content as a file's, which it is from `offset` on. A place that is read a second
-    /// time is looked at where the file is: what arrived cannot have changed.
+    /// Reads the content as a file's, which it is from `offset` on. A second look at a place is where
+    /// the file is: what arrived cannot have changed.
     pub fn reader(self, file: &SourceFile, offset: u64, again: FileOpener) -> GivenReader {
-        GivenReader {
-            content: self,
-            path: file.path.clone(),
-            stat: file.stat,
-            offset,
-            read_to: 0.into(),
-            again,
-        }
+        GivenReader { content: self, path: file.path.clone(), stat: file.stat, offset, again }
     }
 }
 
@@ -56,21 +48,11 @@ pub(super) struct GivenReader {
     path: String,
     stat: FileStat,
     offset: u64,
-    /// Up to here the content was read, counted from the beginning of the file.
-    read_to: AtomicU64,
     again: FileOpener,
 }
 
 impl FileReader for GivenReader {
     fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
-        let end = offset + buffer.len() as u64;
-        if offset < self.read_to.fetch_max(end, Ordering::Relaxed)
-            && let Ok(Some(file)) = (self.again)(&self.path)
-            && let Ok(got) = file.read_at(buffer, offset)
-            && got > 0
-        {
-            return Ok(got);
-        }
         let Some(from) = offset.checked_sub(self.offset) else { return Ok(0) };
         let rest = self.content.bytes.get(from as usize..).unwrap_or_default();
         let len = rest.len().min(buffer.len());
@@ -80,6 +62,15 @@ impl FileReader for GivenReader {
 
     fn stat(&self) -> io::Result<FileStat> {
         Ok(self.stat)
+    }
+
+    fn look_again(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
+        let file = (self.again)(&self.path).map_err(io::Error::other)?;
+        file.ok_or(io::ErrorKind::NotFound)?.look_again(buffer, offset)
+    }
+
+    fn is_live(&self) -> bool {
+        false
     }
 }
 

@@ -143,6 +143,8 @@ impl Worker {
         for suspect in suspects {
             let from = suspect.index as usize * page_size;
             match self.reread(input, at + from, from, first + suspect.index)? {
+                // It was being written when it arrived, so its image is in the WAL.
+                None if !input.reader.is_live() => torn += 1,
                 None => {}
                 // A page written since the backup began will be written whole by replay, because
                 // full-page images are forced while a backup runs.
@@ -165,13 +167,22 @@ impl Worker {
     ) -> Result<Option<BadPage>, EngineError> {
         let page_size = self.pages.page_size();
         let mut verdict = Vec::new();
+        self.pages.check(&self.extent[extent_at..extent_at + page_size], block, &mut verdict);
+        let mut page = vec![0; page_size];
         for wait in REREAD_WAITS_MS {
             std::thread::sleep(Duration::from_millis(wait));
-            let page = &mut self.extent[extent_at..extent_at + page_size];
-            read_full(input.reader, page, input.offset + stretch_at as u64)
-                .map_err(EngineError::file("read again", input.path))?;
+            match input.reader.look_again(&mut page, input.offset + stretch_at as u64) {
+                Ok(got) if got < page_size => continue,
+                Ok(_) => {}
+                // Who may not look again has what arrived.
+                Err(_) if !input.reader.is_live() => break,
+                Err(error) => return Err(EngineError::file("read again", input.path)(error)),
+            }
             verdict.clear();
-            self.pages.check(page, block, &mut verdict);
+            self.pages.check(&page, block, &mut verdict);
+            if input.reader.is_live() {
+                self.extent[extent_at..extent_at + page_size].copy_from_slice(&page);
+            }
             if verdict.is_empty() {
                 return Ok(None);
             }
