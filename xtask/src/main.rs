@@ -8,6 +8,7 @@ mod bench;
 mod child;
 mod demo;
 mod environment;
+mod fuzz;
 mod generate;
 mod guards;
 mod janitor;
@@ -27,6 +28,7 @@ usage: cargo xtask <task>
   test [--quick] [--no-s3]   run the checks and tests, installing what they need
   tidy                       check the rules that compilers do not check
   guards [--only NAME]       switch off each safety guard and demand a red test
+  fuzz [--budget 60s]        every reader against bytes that nobody wrote (fuzz/README.md)
   soak --budget 2h           repeat the randomised and the long tests until the budget is used
   gen                        write the documents that are made from code
   demo [--debug]             a disposable cluster, a mistake, and the way back
@@ -41,6 +43,7 @@ fn main() -> ExitCode {
         Some("test") => test::main(rest),
         Some("demo") => demo::main(rest),
         Some("guards") => guards::main(rest),
+        Some("fuzz") => fuzz::main(rest),
         Some("soak") => soak::main(rest),
         Some("bench-peers") => bench::main(rest),
         Some("pg") => postgres::main(rest),

@@ -9,9 +9,10 @@ use std::time::{Duration, Instant};
 
 use crate::child::{Child, Ended, last_lines};
 use crate::environment::{self, cargo};
+use crate::fuzz;
 use crate::janitor::Scratch;
 use crate::postgres;
-use crate::steps::Steps;
+use crate::steps::{State, Steps};
 
 /// Which tests are worth repeating: those that draw at random and those that take long.
 const FILTER: &str = "test(/(^|::)slow_/) | test(/(^|::)(any|random|every)_/) | test(/prop|sweep|seed/)";
@@ -32,7 +33,7 @@ pub fn main(args: &[String]) -> Result<(), String> {
     rounds(&scratch, budget, started)
 }
 
-/// What is worth doing once: it draws nothing at random.
+/// What is worth doing once.
 fn once(scratch: &Scratch, budget: Duration) -> Result<(), String> {
     // As with a round, the last step may run over the budget, but not for ever.
     let limit = budget + Duration::from_secs(900);
@@ -44,6 +45,9 @@ fn once(scratch: &Scratch, budget: Duration) -> Result<(), String> {
     match postgres::programs(major, &scratch.path().join(format!("postgresql-{major}"))) {
         Ok(bin) => postgres::on_one(&mut steps, major, &bin, &["nextest", "run"]),
         Err(error) => steps.skip(&format!("postgresql {major}"), &error),
+    }
+    if steps.run("build fuzz targets", Duration::from_secs(1200), fuzz::build()) == State::Passed {
+        fuzz::step(&mut steps, fuzz::LONG.min(budget), std::process::id());
     }
     steps.finish()
 }
@@ -98,7 +102,8 @@ fn summary(log: &str) -> u64 {
     at.checked_sub(1).and_then(|at| words[at].parse().ok()).unwrap_or(0)
 }
 
-fn parse(text: &str) -> Result<Duration, String> {
+/// Reads a time with its unit.
+pub fn parse(text: &str) -> Result<Duration, String> {
     let unit = text.chars().last().unwrap_or(' ');
     let count: Option<u64> = text.strip_suffix(unit).and_then(|count| count.parse().ok());
     let seconds = match unit {

@@ -154,6 +154,7 @@ fn test(steps: &mut Steps, options: &Options, scratch: &Scratch, server_programs
     // With the tests, so that the same features are on and nothing is built twice.
     let programs = cargo(&["build", "--workspace", "--bins", "--tests"]);
     if steps.run("build programs", minutes(10), programs) == State::Passed {
+        crate::fuzz::short_step(steps);
         run_examples(steps, scratch);
         let dr = environment::target().join("debug/dr");
         steps.run("demo", minutes(5), own(&["demo", "--program", &dr.to_string_lossy()]));

@@ -75,7 +75,7 @@ impl File {
             return Place::Test;
         }
         match self.package() {
-            "xtask" | "examples" | "benches" => Place::Tool,
+            "xtask" | "examples" | "benches" | "fuzz" => Place::Tool,
             _ if self.path.contains("/benches/") || self.path.contains("/examples/") => Place::Tool,
             _ => Place::Product,
         }

@@ -31,6 +31,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("dr-testkit", &["dr-core", "dr-storage", "dr-pg", "dr-engine", "dr-verify"]),
     ("dr-examples", &["*"]),
     ("dr-benches", &["*"]),
+    ("dr-fuzz", &["*"]),
     ("xtask", &[]),
 ];
 
