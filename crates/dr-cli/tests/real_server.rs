@@ -826,6 +826,17 @@ fn while_wal_is_closed<T>(shop: &Shop, work: impl FnOnce() -> T) -> T {
     })
 }
 
+/// Makes a standby a primary, and waits until it takes connections: pg_ctl waits for less.
+fn promote(data: &str) {
+    ok(command(bin_dir().join("pg_ctl")).args(["promote", "-w", "-D", data]));
+    let (connection, began) = (conninfo_of(Path::new(data)), Instant::now());
+    let ask = || run(command(bin_dir().join("psql")).args(["-X", "-q", "-c", "SELECT 1"]).arg(&connection));
+    while !ask().status.success() {
+        assert!(began.elapsed() < Duration::from_secs(30), "{data} takes no connections after its promotion");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
 /// Waits until a query on a server gives this answer.
 fn until(connection: &str, query: &str, answer: &str) {
     let began = Instant::now();
@@ -914,7 +925,7 @@ fn slow_a_hot_standby_follows_is_shown_promoted_and_whole_and_the_old_primary_is
 
     // The primary is lost; the standby takes over and is whole.
     shop.cluster.stop("fast");
-    ok(command(bin_dir().join("pg_ctl")).args(["promote", "-w", "-D", &to]));
+    promote(&to);
     sql(&standby, "INSERT INTO later VALUES (2001)");
     let part = |name: &str| standby.split(' ').find_map(|p| p.strip_prefix(name)).unwrap().to_owned();
     let mut amcheck = command(bin_dir().join("pg_amcheck"));
@@ -975,7 +986,7 @@ fn slow_warm_and_cold_standbys_follow_the_archive() {
         "0",
         "an archive needs no slot"
     );
-    ok(command(bin_dir().join("pg_ctl")).args(["promote", "-w", "-D", &warm]));
+    promote(&warm);
     assert_eq!(sql(&conninfo_of(Path::new(&warm)), "SELECT count(*) FROM later"), "1000");
     stop_server(Path::new(&warm));
 
@@ -998,7 +1009,7 @@ fn slow_warm_and_cold_standbys_follow_the_archive() {
     // proves nothing.
     let second = shop.at("second");
     shop.job(&["standby", "create", "--temperature", "warm", "--to", &second, "--server-setting", &port]);
-    ok(command(bin_dir().join("pg_ctl")).args(["promote", "-w", "-D", &second]));
+    promote(&second);
     archive_all(&conninfo_of(Path::new(&second)));
     stop_server(Path::new(&second));
     let config = shop.at("dr.toml");

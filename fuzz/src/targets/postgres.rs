@@ -3,6 +3,7 @@
 use dr_core::port::{PageChecker, SegmentFacts, WalFault, WalFormat};
 use dr_core::{SegmentSize, SystemId, Timeline, WalName, WalSegment};
 use dr_pg::history_files::parse_backup_label;
+use dr_pg::replication::{TarEvent, TarReader};
 use dr_pg::{PgPages, PgWal, control};
 
 use crate::mutate::Chance;
@@ -19,6 +20,7 @@ pub(super) fn targets() -> Vec<Target> {
         Target::new("pages", vec![good_page(1), good_pages()], pages),
         Target::new("wal-segment", vec![wal_pages(3), wal_pages(128)], wal_segment),
         Target::new("control-file", [1300, 1700, 1800].map(control_file).to_vec(), read_control),
+        Target::new("base-backup-archive", vec![archive(&[0, 700]), archive(&[512, 1])], base_backup_archive),
         Target::new("backup-label", vec![label.as_bytes().to_vec()], |bytes| {
             match parse_backup_label(&String::from_utf8_lossy(bytes)) {
                 Some(_) => Answer::Taken,
@@ -26,6 +28,54 @@ pub(super) fn targets() -> Vec<Target> {
             }
         }),
     ]
+}
+
+/// An archive of files with these sizes, as the server writes it.
+fn archive(sizes: &[usize]) -> Vec<u8> {
+    let mut out = Vec::new();
+    for (number, size) in sizes.iter().enumerate() {
+        let mut header = vec![0; 512];
+        let fields =
+            [(0, format!("base/1/{number}")), (100, "0000600 ".into()), (124, format!("{size:011o} "))];
+        for (at, text) in
+            fields.iter().chain(&[(136, "14500000000 ".to_owned()), (257, "ustar\x0000".into())])
+        {
+            header[*at..*at + text.len()].copy_from_slice(text.as_bytes());
+        }
+        header[156] = b'0';
+        let sum: u32 = header.iter().map(|byte| u32::from(*byte)).sum::<u32>() + 8 * 32;
+        header[148..156].copy_from_slice(format!("{sum:06o}\0 ").as_bytes());
+        out.extend(header);
+        out.resize(out.len() + size.next_multiple_of(512), 7);
+    }
+    out.resize(out.len() + 1024, 0);
+    out
+}
+
+/// The pieces of an archive are of any size and always come to what the headers say.
+fn base_backup_archive(bytes: &[u8]) -> Answer {
+    let mut reader = TarReader::new();
+    let mut missing = 0;
+    for piece in bytes.chunks(usize::from(bytes.first().copied().unwrap_or(1)) * 7 + 1) {
+        reader.push(bytes::Bytes::copy_from_slice(piece));
+        loop {
+            match reader.next() {
+                Err(error) => return Answer::Refused(error.to_string()),
+                Ok(None) => break,
+                Ok(Some(TarEvent::Data(data))) => {
+                    assert!(!data.is_empty() && data.len() as u64 <= missing, "content without a header");
+                    missing -= data.len() as u64;
+                }
+                Ok(Some(event)) => {
+                    assert_eq!(missing, 0, "a file is cut");
+                    if let TarEvent::Entry(entry) = event {
+                        missing = entry.size;
+                    }
+                }
+            }
+        }
+    }
+    if reader.is_complete() { Answer::Taken } else { Answer::Refused("it has no end".into()) }
 }
 
 /// Content of a page that is all content, with the checksum that it has at block `block`.

@@ -5,6 +5,8 @@ use dr_core::{
     BackupId, Lsn, SegmentSize, SystemId, Timestamp, WalName, history::TimelineHistory, moment, path, size,
 };
 
+use dr_pg::ConnInfo;
+
 use crate::{Answer, Target};
 
 fn seeds(texts: &[&str]) -> Vec<Vec<u8>> {
@@ -34,6 +36,7 @@ pub(super) fn targets() -> Vec<Target> {
                 history.into()
             },
         ),
+        connection(),
         text(
             "wal-name",
             &["0000000100000000000000F0", "00000002.history", "000000010000000000000001.00000028.backup"],
@@ -82,4 +85,22 @@ pub(super) fn targets() -> Vec<Target> {
             Answer::Taken
         }),
     ]
+}
+
+/// Connection strings, which may be shown to people: reading and showing agree on what can be read.
+fn connection() -> Target {
+    let seeds = [
+        r"host=a,b password=x port=1,2 user='it\'s' dbname=x sslmode=require options='-c a=b'",
+        "postgresql://me:p%40ss@[::1]:5432,b/db?sslmode=verify-full&sslrootcert=/ca",
+    ];
+    text("connection", &seeds, |text| {
+        let shown = ConnInfo::shown(text);
+        // No service file of this machine is read.
+        if text.contains("service") {
+            return Answer::Refused("a service".into());
+        }
+        let read = ConnInfo::parse(text);
+        assert!(read.is_err() || !shown.ends_with("(it cannot be read)"), "what is read can be shown");
+        read.map_err(|error| error.to_string()).into()
+    })
 }

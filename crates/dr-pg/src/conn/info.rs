@@ -166,7 +166,12 @@ impl ConnInfo {
 
     /// A connection string as it may be shown: with `…` in place of passwords.
     pub fn shown(text: &str) -> String {
-        let Ok(pairs) = text::parse(text) else { return "… (it cannot be read)".to_owned() };
+        // With a typo in its scheme a URI is no URI, and its password is in the name of a parameter.
+        let is_name =
+            |(name, _): &(String, String)| name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_');
+        let Some(pairs) = text::parse(text).ok().filter(|pairs| pairs.iter().all(is_name)) else {
+            return "… (it cannot be read)".to_owned();
+        };
         if !pairs.iter().any(|(name, _)| name.contains("password")) {
             return text.to_owned();
         }
@@ -388,9 +393,7 @@ impl Words {
 
     /// Whatever is left is not known: a typo must not be passed over.
     fn refuse_rest(mut self) -> Result<(), SourceError> {
-        self.pairs.retain(|(name, value)| {
-            !(WITHOUT_EFFECT.contains(&name.as_str()) || value.is_empty() || name == "gssencmode")
-        });
+        self.pairs.retain(|(name, _)| !WITHOUT_EFFECT.contains(&name.as_str()));
         match self.pairs.first() {
             Some((name, _)) => Err(invalid("the connection", format!("there is no parameter {name:?}"))),
             None => Ok(()),
@@ -450,6 +453,7 @@ mod tests {
     #[test]
     fn what_is_unknown_or_would_be_less_safe_is_refused() {
         assert!(refused("host=a sslmod=require").contains("sslmod"));
+        assert!(refused("host=a sslmod=").contains("sslmod"));
         assert!(refused("host=a require_auth=scram-sha-256").contains("require_auth"));
         assert!(refused("host=a sslmode=verify_full").contains("verify-full"));
         assert!(refused("host=a sslnegotiation=direct").contains("sslmode"));
@@ -487,6 +491,7 @@ mod tests {
             "my 'standby'"
         );
         assert!(!ConnInfo::shown("password='secret").contains("secret"));
+        assert!(!ConnInfo::shown("postgrse://me:secret@a/d?sslmode=require").contains("secret"));
         assert_eq!(info.password_for(&info.endpoints[0], "x").as_deref(), Some("secret"));
     }
 }
