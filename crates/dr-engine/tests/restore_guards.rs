@@ -87,6 +87,25 @@ async fn an_interrupted_restore_has_no_pg_control_and_is_continued() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_a_crash_in_the_first_moment_leaves_does_not_lock_the_directory() {
+    let (_bench, cluster, context, dir) = ready().await;
+    let to = dir.path().join("r");
+    // The draft of the mark, cut: nothing else was done before the mark is whole.
+    put(&to.join("dr-restore.json.new"), b"{\"sys");
+    put(&dir.path().join("other/dr-restore.json.new"), b"");
+    put(&dir.path().join("other/precious"), b"data");
+    let refused = run(&context, &FakeInstance::new(), &restore_options(&dir.path().join("other"))).await;
+    assert_eq!(refused.unwrap_err().code(), "job-not-empty");
+    for delta in [true, false] {
+        let options = RestoreOptions { delta, ..restore_options(&to) };
+        run(&context, &FakeInstance::new(), &options).await.unwrap();
+        assert_same(&tree(&to), &cluster.content());
+        std::fs::remove_dir_all(&to).unwrap();
+        put(&to.join("dr-restore.json.new"), b"");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_gap_in_wal_is_refused_before_a_byte_moves() {
     let (bench, cluster, context, dir) = ready().await;
     let last = cluster.lsn().0 >> 24;

@@ -21,6 +21,9 @@ use crate::meta::MetaReader;
 /// The mark of a restore under way; removed when `pg_control` is in place.
 pub const MARKER: &str = "dr-restore.json";
 
+/// The mark before it is whole: what a crash in the first moment leaves, and nobody else makes.
+const MARKER_DRAFT: &str = "dr-restore.json.new";
+
 const CONTROL: &str = "global/pg_control";
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -40,7 +43,8 @@ pub(super) enum Occupied {
     Foreign,
 }
 
-/// Whether a directory is missing or empty. `lost+found` of a new file system does not count.
+/// Whether a directory is missing or empty. `lost+found` of a new file system does not count, nor
+/// does the draft of a mark: nothing else was done before the mark is whole.
 pub(super) fn is_empty(path: &Path) -> Result<bool, EngineError> {
     match fs::read_dir(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(true),
@@ -48,7 +52,8 @@ pub(super) fn is_empty(path: &Path) -> Result<bool, EngineError> {
         Ok(entries) => {
             for entry in entries {
                 let entry = entry.map_err(EngineError::file("look into", path))?;
-                if entry.file_name() != "lost+found" {
+                let name = entry.file_name();
+                if name != "lost+found" && name != MARKER_DRAFT {
                     return Ok(false);
                 }
             }
@@ -120,8 +125,11 @@ pub(super) fn begin(plan: &RestorePlan) -> Result<(), EngineError> {
     fs::set_permissions(root, Permissions::from_mode(0o700))
         .map_err(EngineError::file("set the mode of", root))?;
     let mark = Mark { system_id: plan.backup.cluster.system_id, backup: plan.backup.id };
-    let marker = root.join(MARKER);
-    write_synced(&marker, &serde_json::to_vec(&mark).unwrap_or_default(), 0o600)?;
+    let draft = root.join(MARKER_DRAFT);
+    write_synced(&draft, &serde_json::to_vec(&mark).unwrap_or_default(), 0o600)?;
+    // tidy: allow(rename): synced before and after; an older mark is of the same cluster
+    rustix::fs::rename(&draft, root.join(MARKER))
+        .map_err(|errno| EngineError::file("rename", &draft)(io::Error::from(errno)))?;
     sync_dir(root)?;
     let control = root.join(CONTROL);
     if plan.options.delta && control.exists() {
