@@ -149,7 +149,7 @@ pub fn on_one(steps: &mut Steps, major: u32, bin: &Path, runner: &[&str]) {
     let tests = ON_EACH.iter().flat_map(|name| ["--test", name]);
     let mut command = cargo(&[runner, &["--workspace"]].concat());
     command.args(tests).env("DR_TEST_PG_BIN", bin);
-    steps.run(&format!("postgresql {major}"), Duration::from_secs(300), command);
+    steps.run(&format!("postgresql {major}"), Duration::from_secs(600), command);
 }
 
 #[cfg(test)]
