@@ -167,9 +167,7 @@ async fn a_role_with_the_grants_that_check_names_takes_a_backup() {
 
     cluster.sql(&lacking.fix);
     let findings = source(&conninfo).check().await.unwrap();
-    for check in
-        ["privileges", "data-directory", "role", "version", "wal-level", "clock", "data-checksums"]
-    {
+    for check in ["privileges", "data-directory", "role", "version", "wal-level", "clock", "data-checksums"] {
         assert_eq!(find(&findings, check).verdict, Verdict::Good, "{check}");
     }
     assert!(find(&findings, "databases").detail.contains("closed"));
