@@ -7,7 +7,6 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use common::*;
-use dr_core::port::WalFormat;
 use dr_core::{Classified, ErrorClass, SegmentSize, SystemId};
 use dr_engine::wal::{Archive, FetchOutcome};
 use dr_storage::Repository;
@@ -19,38 +18,6 @@ fn size() -> SegmentSize {
 }
 
 const SYSTEM: SystemId = SystemId(77);
-
-/// Accepts everything: the format has tests of its own in dr-pg.
-#[derive(Debug)]
-struct AnyWal;
-
-struct AnyInspector(dr_core::port::SegmentFacts);
-
-impl dr_core::port::SegmentInspector for AnyInspector {
-    fn feed(&mut self, _: &[u8]) -> Result<(), dr_core::port::WalFault> {
-        Ok(())
-    }
-
-    fn finish(self: Box<Self>) -> Result<dr_core::port::SegmentFacts, dr_core::port::WalFault> {
-        Ok(self.0)
-    }
-}
-
-impl WalFormat for AnyWal {
-    fn inspect(
-        &self,
-        _: &dr_core::WalName,
-        size: SegmentSize,
-        expected: SystemId,
-    ) -> Result<Box<dyn dr_core::port::SegmentInspector>, dr_core::port::WalFault> {
-        Ok(Box::new(AnyInspector(dr_core::port::SegmentFacts {
-            system_id: expected,
-            timeline: dr_core::Timeline(1),
-            size,
-            filled_to: dr_core::Lsn(1),
-        })))
-    }
-}
 
 fn archive(repo: &Repository) -> Archive<'static> {
     Archive {

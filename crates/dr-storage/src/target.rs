@@ -7,6 +7,6 @@ mod retry;
 #[cfg(feature = "s3")]
 pub mod s3;
 
-pub use directory::{DirectoryOptions, DirectoryTarget};
+pub use directory::{DirectoryOptions, DirectoryTarget, DiskProbe, DiskStep};
 pub use memory::MemoryTarget;
 pub use retry::{RetryPolicy, Retrying};

@@ -1,5 +1,6 @@
-//! A storage target that fails on purpose: did it happen, and were we told?
+//! A storage target that fails on purpose: did it happen, and were we told? And a disk that does.
 
+use std::io;
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -7,8 +8,77 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use async_trait::async_trait;
 use bytes::Bytes;
 use dr_core::port::{Capabilities, Key, ObjectInfo, Payload, StorageError, StorageTarget};
+use dr_storage::target::{DiskProbe, DiskStep};
 use futures_util::StreamExt;
 use futures_util::stream::BoxStream;
+
+/// What a disk, or the network before it, answers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DiskError {
+    /// An input/output error.
+    Io,
+    /// A network file system does not know the file any more.
+    Stale,
+    /// It is full.
+    Full,
+    /// The server did not answer in time.
+    TimedOut,
+}
+
+impl DiskError {
+    /// All of them, for sweeps.
+    pub const ALL: [DiskError; 4] = [DiskError::Io, DiskError::Stale, DiskError::Full, DiskError::TimedOut];
+
+    fn error(self) -> io::Error {
+        io::Error::from_raw_os_error(match self {
+            DiskError::Io => libc::EIO,
+            DiskError::Stale => libc::ESTALE,
+            DiskError::Full => libc::ENOSPC,
+            DiskError::TimedOut => libc::ETIMEDOUT,
+        })
+    }
+}
+
+/// Lets one step on the disk fail, once, and counts all of them.
+#[derive(Debug)]
+pub struct FaultyDisk {
+    steps: AtomicU64,
+    at: u64,
+    error: DiskError,
+    hit: std::sync::Mutex<Option<DiskStep>>,
+}
+
+impl FaultyDisk {
+    /// A disk that fails at the given step, counted from 0.
+    pub fn new(at: u64, error: DiskError) -> Self {
+        FaultyDisk { steps: AtomicU64::new(0), at, error, hit: std::sync::Mutex::default() }
+    }
+
+    /// A disk that only counts.
+    pub fn counting() -> Self {
+        Self::new(u64::MAX, DiskError::Io)
+    }
+
+    /// Steps so far.
+    pub fn steps(&self) -> u64 {
+        self.steps.load(Ordering::SeqCst)
+    }
+
+    /// What failed.
+    pub fn hit(&self) -> Option<DiskStep> {
+        *self.hit.lock().unwrap()
+    }
+}
+
+impl DiskProbe for FaultyDisk {
+    fn step(&self, step: DiskStep) -> io::Result<()> {
+        if self.steps.fetch_add(1, Ordering::SeqCst) != self.at {
+            return Ok(());
+        }
+        *self.hit.lock().unwrap() = Some(step);
+        Err(self.error.error())
+    }
+}
 
 /// What happens at one call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -134,8 +134,10 @@ pub trait StorageTarget: Send + Sync + fmt::Debug {
 
     /// Creates an object, durably.
     ///
-    /// [`StorageError::AlreadyExists`] when the name is taken, whatever its content; the caller
-    /// compares. [`StorageError::Indeterminate`] when it may or may not have happened.
+    /// [`StorageError::AlreadyExists`] when the name is taken, whatever its content, and what has
+    /// it is durable: the caller compares, and equal content is stored.
+    /// [`StorageError::Indeterminate`] when it may or may not have happened, and what can be read is
+    /// durable; a target of which that is not true answers so only with *poisoned*.
     async fn create(&self, key: &Key, payload: Payload) -> Result<(), StorageError>;
 
     /// Reads a range of an object, or all of it. The answer has exactly the bytes asked for;

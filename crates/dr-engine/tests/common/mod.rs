@@ -122,3 +122,35 @@ pub fn assert_same(found: &BTreeMap<String, Vec<u8>>, expected: &BTreeMap<String
         assert!(found[path] == *content, "{path} differs");
     }
 }
+
+/// Accepts everything: the format has tests of its own in dr-pg.
+#[derive(Debug)]
+pub struct AnyWal;
+
+struct AnyInspector(dr_core::port::SegmentFacts);
+
+impl dr_core::port::SegmentInspector for AnyInspector {
+    fn feed(&mut self, _: &[u8]) -> Result<(), dr_core::port::WalFault> {
+        Ok(())
+    }
+
+    fn finish(self: Box<Self>) -> Result<dr_core::port::SegmentFacts, dr_core::port::WalFault> {
+        Ok(self.0)
+    }
+}
+
+impl dr_core::port::WalFormat for AnyWal {
+    fn inspect(
+        &self,
+        _: &dr_core::WalName,
+        size: dr_core::SegmentSize,
+        expected: dr_core::SystemId,
+    ) -> Result<Box<dyn dr_core::port::SegmentInspector>, dr_core::port::WalFault> {
+        Ok(Box::new(AnyInspector(dr_core::port::SegmentFacts {
+            system_id: expected,
+            timeline: dr_core::Timeline(1),
+            size,
+            filled_to: dr_core::Lsn(1),
+        })))
+    }
+}

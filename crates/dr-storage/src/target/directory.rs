@@ -2,7 +2,8 @@
 //!
 //! An object is a file of the same name. `create`: write to a temporary name in the same
 //! directory → sync the file → rename without replacing → sync the directory, and each directory
-//! that was made on the way. A crash leaves at most a temporary file, which no listing shows.
+//! that was made on the way. A crash leaves at most a temporary file, which no listing shows; or the
+//! object itself, named and not yet synced: whoever finds a name taken syncs it before saying so.
 
 use std::collections::VecDeque;
 use std::fs::{self, File, OpenOptions};
@@ -45,8 +46,38 @@ impl Default for DirectoryOptions {
     }
 }
 
-/// Steps whose order the durability rests on, recorded in tests.
-type Trace = std::sync::Mutex<Vec<String>>;
+/// A step on the disk. The order of some is what durability rests on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DiskStep {
+    /// A directory is made.
+    MakeDirectory,
+    /// The directory that holds a new one is synced.
+    SyncNewDirectory,
+    /// A temporary file is made.
+    Open,
+    /// A piece is written.
+    Write,
+    /// The file is synced.
+    SyncFile,
+    /// The file gets its name.
+    Rename,
+    /// It has its name; a fault here is an answer that was lost, as on a network file system.
+    Renamed,
+    /// The directory is synced.
+    SyncDirectory,
+    /// A file that was there before is synced, with its directories.
+    SyncExisting,
+    /// An object is read.
+    Read,
+    /// A directory is listed.
+    List,
+}
+
+/// Sees each step before it is done, and may let it fail: for tests.
+pub trait DiskProbe: Send + Sync + std::fmt::Debug {
+    /// An error is what the operating system would answer.
+    fn step(&self, step: DiskStep) -> io::Result<()>;
+}
 
 #[derive(Debug)]
 struct Inner {
@@ -54,9 +85,7 @@ struct Inner {
     sync: bool,
     poisoned: AtomicBool,
     counter: AtomicU64,
-    trace: Option<Trace>,
-    /// Test hook: the next file sync fails.
-    fail_sync: AtomicBool,
+    probe: Option<Arc<dyn DiskProbe>>,
 }
 
 /// A target in a directory. Cloning is cheap.
@@ -68,14 +97,16 @@ pub struct DirectoryTarget {
 impl DirectoryTarget {
     /// Opens a directory as a target.
     pub fn open(root: impl Into<PathBuf>, options: DirectoryOptions) -> Result<Self, StorageError> {
-        Self::with_trace(root.into(), options, None)
+        Self::open_probed(root, options, None)
     }
 
-    fn with_trace(
-        root: PathBuf,
+    /// The same, each step on the disk seen by a probe.
+    pub fn open_probed(
+        root: impl Into<PathBuf>,
         options: DirectoryOptions,
-        trace: Option<Trace>,
+        probe: Option<Arc<dyn DiskProbe>>,
     ) -> Result<Self, StorageError> {
+        let root = root.into();
         let target = root.display().to_string();
         if !root.is_absolute() {
             return Err(StorageError::Invalid { target, reason: "the path must be absolute".into() });
@@ -98,8 +129,7 @@ impl DirectoryTarget {
             sync: options.sync,
             poisoned: AtomicBool::new(false),
             counter: AtomicU64::new(0),
-            trace,
-            fail_sync: AtomicBool::new(false),
+            probe,
         };
         Ok(DirectoryTarget { inner: Arc::new(inner) })
     }
@@ -115,12 +145,12 @@ impl DirectoryTarget {
         let place = self.location();
         match done {
             Ok(result) => result.map_err(|failed| failed.explain(operation, key.to_string(), place)),
-            Err(error) => Err(StorageError::Indeterminate {
-                operation,
-                key: key.to_string(),
-                target: place,
-                source: Box::new(error),
-            }),
+            // It panicked or was cut short: nobody can say how far it came.
+            Err(error) => {
+                self.inner.poisoned.store(true, Ordering::Release);
+                let (key, source) = (key.to_string(), Box::new(error));
+                Err(StorageError::Unavailable { operation, key, target: place, source })
+            }
         }
     }
 }
@@ -173,12 +203,8 @@ impl Inner {
         self.root.join(key.as_str())
     }
 
-    fn note(&self, step: impl FnOnce() -> String) {
-        if let Some(trace) = &self.trace
-            && let Ok(mut trace) = trace.lock()
-        {
-            trace.push(step());
-        }
+    fn step(&self, step: DiskStep) -> io::Result<()> {
+        self.probe.as_ref().map_or(Ok(()), |probe| probe.step(step))
     }
 
     fn check_poison(&self) -> Result<(), Failed> {
@@ -202,7 +228,7 @@ impl Inner {
         let parent = place.parent().unwrap_or(&self.root);
         // A cheap look saves writing what cannot be put in place; the rename decides.
         if Guard::CreateOnly.holds() && place.symlink_metadata().is_ok() {
-            return Err(Failed::Exists);
+            return self.settle(&place);
         }
         self.make_parents(parent)?;
         let number = self.counter.fetch_add(1, Ordering::Relaxed);
@@ -211,7 +237,29 @@ impl Inner {
         if result.is_err() {
             let _ = fs::remove_file(&temporary);
         }
-        result
+        match result {
+            Err(Failed::Exists) => self.settle(&place),
+            other => other,
+        }
+    }
+
+    /// Says that a name is taken, once what has it is durable: whoever put it there may have died
+    /// before its directory was synced, and equal content is as good as stored to the caller.
+    fn settle(&self, place: &Path) -> Result<(), Failed> {
+        if self.is_durable() {
+            let sync = || {
+                self.step(DiskStep::SyncExisting)?;
+                File::open(place)?.sync_data()?;
+                let mut above = place.ancestors().skip(1).take_while(|dir| dir.starts_with(&self.root));
+                above.try_for_each(os::sync_directory)
+            };
+            self.synced(sync())?;
+        }
+        Err(Failed::Exists)
+    }
+
+    fn is_durable(&self) -> bool {
+        self.sync && Guard::DurableBeforeOk.holds()
     }
 
     fn write_and_rename(
@@ -221,10 +269,12 @@ impl Inner {
         parent: &Path,
         payload: &Payload,
     ) -> Result<(), Failed> {
-        let durable = self.sync && Guard::DurableBeforeOk.holds();
+        let durable = self.is_durable();
+        self.step(DiskStep::Open)?;
         let mut file = OpenOptions::new().write(true).create_new(true).mode(0o640).open(temporary)?;
         let (mut written, mut begun) = (0, 0);
         for piece in payload.pieces() {
+            self.step(DiskStep::Write)?;
             file.write_all(piece)?;
             written += piece.len() as u64;
             if durable && written - begun >= EARLY {
@@ -233,25 +283,32 @@ impl Inner {
             }
         }
         if durable {
-            self.note(|| "sync file".into());
-            self.synced(self.sync_file(&file))?;
+            self.synced(self.step(DiskStep::SyncFile).and_then(|()| file.sync_data()))?;
         }
-        drop(file);
-        self.note(|| "rename".into());
-        rename_new(temporary, place)?;
+        let renamed =
+            self.step(DiskStep::Rename).map_err(Failed::Io).and_then(|()| rename_new(temporary, place));
+        let renamed = renamed.and_then(|()| Ok(self.step(DiskStep::Renamed)?));
+        match renamed {
+            Err(Failed::Io(error)) => self.ask_after(&file, place, error)?,
+            other => other?,
+        }
         if durable {
-            self.note(|| "sync directory".into());
-            self.synced(os::sync_directory(parent))?;
+            self.synced(self.step(DiskStep::SyncDirectory).and_then(|()| os::sync_directory(parent)))?;
         }
         // Another writer's failed sync may have hit this file too.
         self.check_poison()
     }
 
-    fn sync_file(&self, file: &File) -> io::Result<()> {
-        if self.fail_sync.swap(false, Ordering::Relaxed) {
-            return Err(io::Error::other("an input/output error (planted)"));
+    /// Whether a rename happened that was answered with an error: a network file system may lose the
+    /// answer. The file itself tells. Where it does not, nobody could say what is durable here.
+    fn ask_after(&self, file: &File, place: &Path, error: io::Error) -> Result<(), Failed> {
+        let identity = |meta: fs::Metadata| (meta.dev(), meta.ino());
+        match (file.metadata().map(identity), fs::symlink_metadata(place).map(identity)) {
+            (Ok(ours), Ok(there)) if ours == there => Ok(()),
+            (Ok(_), Ok(_)) => Err(Failed::Exists),
+            (_, Err(missing)) if missing.kind() == io::ErrorKind::NotFound => Err(Failed::Io(error)),
+            _ => self.synced(Err(error)),
         }
-        file.sync_data()
     }
 
     /// Makes missing directories, each synced into its parent.
@@ -261,19 +318,21 @@ impl Inner {
         }
         if let Some(parent) = dir.parent() {
             self.make_parents(parent)?;
+            self.step(DiskStep::MakeDirectory)?;
             match fs::DirBuilder::new().mode(0o750).create(dir) {
                 Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
                 other => other?,
             }
             if self.sync {
-                self.note(|| "sync new directory".into());
-                self.synced(os::sync_directory(parent))?;
+                let step = self.step(DiskStep::SyncNewDirectory);
+                self.synced(step.and_then(|()| os::sync_directory(parent)))?;
             }
         }
         Ok(())
     }
 
     fn get(&self, key: &Key, range: Option<Range<u64>>) -> Result<Bytes, Failed> {
+        self.step(DiskStep::Read)?;
         let file = File::open(self.path(key))?;
         let size = file.metadata()?.len();
         let range = range.unwrap_or(0..size);
@@ -294,6 +353,7 @@ impl Inner {
 
     /// Names in one directory, sorted; temporary files and foreign names left out.
     fn names(&self, dir: &str) -> Result<Vec<(String, bool)>, Failed> {
+        self.step(DiskStep::List)?;
         let entries = match fs::read_dir(self.root.join(dir)) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
             other => other?,
@@ -323,14 +383,28 @@ fn rename_new(from: &Path, to: &Path) -> Result<(), Failed> {
         Err(rustix::io::Errno::EXIST) => Err(Failed::Exists),
         // NFS and some others do not know the flag: a hard link refuses an existing name too.
         Err(rustix::io::Errno::INVAL | rustix::io::Errno::NOSYS | rustix::io::Errno::OPNOTSUPP) => {
-            match fs::hard_link(from, to) {
-                Ok(()) => Ok(fs::remove_file(from)?),
-                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Err(Failed::Exists),
-                Err(error) => Err(error.into()),
-            }
+            link_new(from, to)
         }
         Err(errno) => Err(errno.into()),
     }
+}
+
+/// The same by a second name, and the first one removed.
+fn link_new(from: &Path, to: &Path) -> Result<(), Failed> {
+    let same = || {
+        let (ours, there) = (fs::metadata(from).ok()?, fs::metadata(to).ok()?);
+        Some((ours.dev(), ours.ino()) == (there.dev(), there.ino()))
+    };
+    match fs::hard_link(from, to) {
+        // A link that was made and whose answer was lost is asked for again by the kernel, and then
+        // exists (link(2), "BUGS").
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists && same() == Some(true) => {}
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => return Err(Failed::Exists),
+        other => other?,
+    }
+    // Left behind it is a temporary file, which no listing shows.
+    let _ = fs::remove_file(from);
+    Ok(())
 }
 
 #[async_trait]
@@ -463,11 +537,45 @@ impl ListState {
 mod tests {
     use super::*;
 
-    fn traced() -> (tempfile::TempDir, DirectoryTarget) {
+    use std::sync::Mutex;
+
+    /// Records steps; one kind of step fails once.
+    #[derive(Debug, Default)]
+    struct Trace {
+        steps: Mutex<Vec<DiskStep>>,
+        fails: Mutex<Option<DiskStep>>,
+    }
+
+    impl DiskProbe for Trace {
+        fn step(&self, step: DiskStep) -> io::Result<()> {
+            self.steps.lock().expect("a lock").push(step);
+            let mut fails = self.fails.lock().expect("a lock");
+            match *fails {
+                Some(planted) if planted == step => {
+                    *fails = None;
+                    Err(io::Error::other("an input/output error (planted)"))
+                }
+                _ => Ok(()),
+            }
+        }
+    }
+
+    impl Trace {
+        fn take(&self) -> Vec<DiskStep> {
+            std::mem::take(&mut self.steps.lock().expect("a lock"))
+        }
+    }
+
+    fn over(dir: &Path, fails: Option<DiskStep>) -> (Arc<Trace>, DirectoryTarget) {
+        let trace = Arc::new(Trace { fails: Mutex::new(fails), ..Trace::default() });
+        let target = DirectoryTarget::open_probed(dir, DirectoryOptions::default(), Some(trace.clone()));
+        (trace, target.expect("a target"))
+    }
+
+    fn traced() -> (tempfile::TempDir, Arc<Trace>, DirectoryTarget) {
         let dir = tempfile::tempdir().expect("a directory");
-        let options = DirectoryOptions::default();
-        let target = DirectoryTarget::with_trace(dir.path().to_owned(), options, Some(Trace::default()));
-        (dir, target.expect("a target"))
+        let (trace, target) = over(dir.path(), None);
+        (dir, trace, target)
     }
 
     fn key(name: &str) -> Key {
@@ -476,16 +584,57 @@ mod tests {
 
     #[tokio::test]
     async fn success_is_reported_after_file_and_directories_are_synced() {
-        let (_dir, target) = traced();
+        use DiskStep::*;
+        let (_dir, trace, target) = traced();
         target.create(&key("a/b"), b"x".to_vec().into()).await.expect("a create");
-        let trace = target.inner.trace.as_ref().expect("a trace").lock().expect("a lock").clone();
-        assert_eq!(trace, ["sync new directory", "sync file", "rename", "sync directory"]);
+        let durable =
+            [MakeDirectory, SyncNewDirectory, Open, Write, SyncFile, Rename, Renamed, SyncDirectory];
+        assert_eq!(trace.take(), durable);
+    }
+
+    /// A process that died between the rename and the sync leaves a name that a crash may take back.
+    #[tokio::test]
+    async fn a_name_is_taken_only_by_what_is_durable() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let (_, died) = over(dir.path(), Some(DiskStep::SyncDirectory));
+        assert!(died.create(&key("a/b"), b"x".to_vec().into()).await.is_err());
+        let (trace, next) = over(dir.path(), None);
+        let taken = next.create(&key("a/b"), b"x".to_vec().into()).await;
+        assert!(matches!(taken, Err(StorageError::AlreadyExists { .. })), "{taken:?}");
+        assert_eq!(trace.take(), [DiskStep::SyncExisting]);
+        let (_, unlucky) = over(dir.path(), Some(DiskStep::SyncExisting));
+        let unknown = unlucky.create(&key("a/b"), b"x".to_vec().into()).await;
+        assert!(matches!(unknown, Err(StorageError::Unavailable { .. })), "{unknown:?}");
+    }
+
+    #[tokio::test]
+    async fn a_rename_whose_answer_was_lost_is_asked_about() {
+        let (dir, _, _) = traced();
+        let (trace, target) = over(dir.path(), Some(DiskStep::Renamed));
+        target.create(&key("a"), b"x".to_vec().into()).await.expect("it is in place");
+        assert_eq!(trace.take().last(), Some(&DiskStep::SyncDirectory), "and synced as ever");
+        let (_, target) = over(dir.path(), Some(DiskStep::Rename));
+        let failed = target.create(&key("b"), b"x".to_vec().into()).await;
+        assert!(matches!(failed, Err(StorageError::Unavailable { .. })), "{failed:?}");
+        assert!(matches!(target.head(&key("b")).await, Err(StorageError::NotFound { .. })));
+    }
+
+    #[test]
+    fn a_second_name_is_refused_where_the_first_is_taken_and_a_repeated_link_is_ours() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let (from, to) = (dir.path().join("from"), dir.path().join("to"));
+        fs::write(&from, b"new").expect("a write");
+        fs::hard_link(&from, &to).expect("a link whose answer was lost");
+        assert!(link_new(&from, &to).is_ok() && !from.exists());
+        fs::write(&from, b"other").expect("a write");
+        assert!(matches!(link_new(&from, &to), Err(Failed::Exists)));
+        assert_eq!(fs::read(&to).expect("a read"), b"new");
     }
 
     #[tokio::test]
     async fn after_a_failed_sync_no_success_is_reported() {
-        let (_dir, target) = traced();
-        target.inner.fail_sync.store(true, Ordering::Relaxed);
+        let (dir, _, _) = traced();
+        let (_, target) = over(dir.path(), Some(DiskStep::SyncFile));
         assert!(target.create(&key("a"), b"x".to_vec().into()).await.is_err());
         assert!(matches!(
             target.create(&key("b"), b"x".to_vec().into()).await,
@@ -496,7 +645,7 @@ mod tests {
 
     #[tokio::test]
     async fn temporary_files_are_never_listed() {
-        let (dir, target) = traced();
+        let (dir, _, target) = traced();
         target.create(&key("a/b"), b"x".to_vec().into()).await.expect("a create");
         fs::write(dir.path().join(format!("a/{TEMPORARY}-1-1")), b"left by a crash").expect("a write");
         let listed: Vec<_> = target.list("", None).collect().await;

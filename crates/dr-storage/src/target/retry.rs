@@ -72,6 +72,7 @@ impl Retrying {
         loop {
             match call().await {
                 Err(error) if error.class().is_retryable() && attempt + 1 < self.policy.attempts => {
+                    told(&error, attempt);
                     self.wait(attempt).await;
                     attempt += 1;
                 }
@@ -79,6 +80,12 @@ impl Retrying {
             }
         }
     }
+}
+
+/// A failure that is tried again, for whoever wonders why it takes so long.
+fn told(error: &StorageError, attempt: u32) {
+    let cause = std::error::Error::source(error).map(ToString::to_string).unwrap_or_default();
+    tracing::info!(attempt = attempt + 1, %cause, "trying again: {error}");
 }
 
 #[async_trait]
@@ -92,6 +99,7 @@ impl StorageTarget for Retrying {
     }
 
     async fn create(&self, key: &Key, payload: Payload) -> Result<(), StorageError> {
+        tracing::debug!(%key, bytes = payload.len(), "create");
         // Whether an earlier attempt of ours may have happened.
         let mut unsure = false;
         let mut attempt = 0;
@@ -126,16 +134,19 @@ impl StorageTarget for Retrying {
             if attempt + 1 >= self.policy.attempts {
                 return Err(error);
             }
+            told(&error, attempt);
             self.wait(attempt).await;
             attempt += 1;
         }
     }
 
     async fn get(&self, key: &Key, range: Option<Range<u64>>) -> Result<Bytes, StorageError> {
+        tracing::debug!(%key, ?range, "get");
         self.retry(|| self.inner.get(key, range.clone())).await
     }
 
     async fn head(&self, key: &Key) -> Result<ObjectInfo, StorageError> {
+        tracing::debug!(%key, "head");
         self.retry(|| self.inner.head(key)).await
     }
 
@@ -144,15 +155,18 @@ impl StorageTarget for Retrying {
         prefix: &'a str,
         after: Option<&'a Key>,
     ) -> BoxStream<'a, Result<ObjectInfo, StorageError>> {
+        tracing::debug!(%prefix, "list");
         // A listing is repeated by its caller: half of one cannot be continued here.
         self.inner.list(prefix, after)
     }
 
     async fn list_parts(&self, prefix: &str) -> Result<Vec<String>, StorageError> {
+        tracing::debug!(%prefix, "list parts");
         self.retry(|| self.inner.list_parts(prefix)).await
     }
 
     async fn delete(&self, key: &Key) -> Result<(), StorageError> {
+        tracing::debug!(%key, "delete");
         self.retry(|| self.inner.delete(key)).await
     }
 }
