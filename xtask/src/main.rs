@@ -14,6 +14,7 @@ mod guards;
 mod janitor;
 mod postgres;
 mod s3;
+mod scale;
 mod soak;
 mod source;
 mod steps;
@@ -33,6 +34,7 @@ usage: cargo xtask <task>
   gen                        write the documents that are made from code
   demo [--debug]             a disposable cluster, a mistake, and the way back
   pg MAJOR [DIRECTORY]       the programs of another version of PostgreSQL, for tests by hand
+  scale [--part DIVISOR]     memory while parts of 10 TB and 6 million files are backed up
   bench-peers [--rounds 5]   dr beside pgBackRest, as ratios (benches/README.md)
 ";
 
@@ -45,6 +47,7 @@ fn main() -> ExitCode {
         Some("guards") => guards::main(rest),
         Some("fuzz") => fuzz::main(rest),
         Some("soak") => soak::main(rest),
+        Some("scale") => scale::main(rest),
         Some("bench-peers") => bench::main(rest),
         Some("pg") => postgres::main(rest),
         Some("gen") => generate::main(),

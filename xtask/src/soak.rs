@@ -12,6 +12,7 @@ use crate::environment::{self, cargo};
 use crate::fuzz;
 use crate::janitor::Scratch;
 use crate::postgres;
+use crate::scale;
 use crate::steps::{State, Steps};
 
 /// Which tests are worth repeating: those that draw at random and those that take long.
@@ -48,6 +49,11 @@ fn once(scratch: &Scratch, budget: Duration) -> Result<(), String> {
     }
     if steps.run("build fuzz targets", Duration::from_secs(1200), fuzz::build()) == State::Passed {
         fuzz::step(&mut steps, fuzz::LONG.min(budget), std::process::id());
+    }
+    if budget >= 3 * scale::TAKES {
+        steps.call("scale", || scale::main(&[]));
+    } else {
+        steps.skip("scale", "it takes a third of a budget of 30 minutes");
     }
     steps.finish()
 }

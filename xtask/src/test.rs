@@ -114,9 +114,13 @@ fn check(steps: &mut Steps, options: &Options) {
     doc.env("RUSTDOCFLAGS", "-D warnings");
     steps.run("rustdoc", minutes(8), doc);
     if environment::find_program("cargo-deny").is_some() {
-        steps.run("deny", minutes(2), cargo(&["deny", "--offline", "check", "licenses", "bans", "sources"]));
+        steps.run(
+            "deny",
+            minutes(2),
+            cargo(&["deny", "--offline", "check", "--deny", "warnings", "licenses", "bans", "sources"]),
+        );
     } else {
-        steps.skip("deny", "cargo-deny is not installed");
+        steps.skip("deny", "cargo-deny is not installed (cargo install cargo-deny --locked)");
     }
 }
 

@@ -4,4 +4,5 @@
 pub mod faults;
 pub mod instance;
 pub mod pg;
+pub mod scale;
 pub mod sim;
