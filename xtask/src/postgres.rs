@@ -22,7 +22,16 @@ pub const FROM_ELSEWHERE: u32 = 16;
 const FETCH_LIMIT: Duration = Duration::from_secs(300);
 
 /// Tests that start servers: all but one of them need no other version.
-const ON_EACH: [&str; 5] = ["real_server", "source", "instance", "formats", "replication"];
+const ON_EACH: [&str; 8] = [
+    "real_server",
+    "real_faults",
+    "real_stream",
+    "real_standby",
+    "source",
+    "instance",
+    "formats",
+    "replication",
+];
 
 /// `cargo xtask pg MAJOR [DIRECTORY]`: the programs of a version, for a test by hand.
 pub fn main(args: &[String]) -> Result<(), String> {

@@ -30,8 +30,19 @@ pub struct Settings {
     values: BTreeMap<&'static str, Written>,
 }
 
+/// A URL as it may be shown: with `…` in place of a user and password before its host.
+pub(crate) fn shown_url(url: &str) -> String {
+    let Some((scheme, rest)) = url.split_once("://") else { return url.to_owned() };
+    let end = rest.find(['/', '?', '#']).unwrap_or(rest.len());
+    match rest[..end].rfind('@') {
+        Some(at) => format!("{scheme}://…{}", &rest[at..]),
+        None => url.to_owned(),
+    }
+}
+
 impl Settings {
-    /// Reads all layers: defaults, `/etc/dr/dr.toml`, `conf.d`, `--config`, variables, flags.
+    /// Reads all layers: defaults, the files of `/etc/dr` or in their place the one of `--config`,
+    /// variables, flags.
     pub fn load(sources: &Sources) -> Result<Self, AgentError> {
         let settings = Settings { values: layers::read(sources)? };
         for setting in SETTINGS {
@@ -80,6 +91,11 @@ impl Settings {
         let mut values = self.values.clone();
         if let Some(connection) = values.get_mut("cluster.connection") {
             connection.value = dr_pg::ConnInfo::shown(&connection.value);
+        }
+        for address in ["repository.url", "repository.endpoint"] {
+            if let Some(written) = values.get_mut(address) {
+                written.value = shown_url(&written.value);
+            }
         }
         values
     }

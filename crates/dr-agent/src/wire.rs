@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use dr_core::port::{Clock, DatabaseSource, EventSink, Instance, KeyProvider, StorageError, StorageTarget};
 use dr_core::{SegmentSize, SystemId, Timestamp};
@@ -45,7 +45,7 @@ enum Address {
 
 fn address(url: &str) -> Result<Address, AgentError> {
     let invalid = |reason: &str| AgentError::Storage {
-        source: StorageError::Invalid { target: url.to_owned(), reason: reason.to_owned() },
+        source: StorageError::Invalid { target: crate::config::shown_url(url), reason: reason.to_owned() },
     };
     if let Some(rest) = url.strip_prefix("s3://") {
         let (bucket, prefix) = rest.split_once('/').unwrap_or((rest, ""));
@@ -114,7 +114,11 @@ fn secret(settings: &Settings, name: &'static str) -> Result<Option<String>, Age
     let value = match reference.split_once(':') {
         Some(("file", path)) => std::fs::read_to_string(path).map_err(|error| bad(error.to_string()))?,
         Some(("env", variable)) => {
-            std::env::var(variable).map_err(|_| bad("the variable is not set".into()))?
+            // Says whether it is not set or not UTF-8, and never what it holds.
+            std::env::var(variable).map_err(|error| match error {
+                std::env::VarError::NotPresent => bad("the variable is not set".into()),
+                std::env::VarError::NotUnicode(_) => bad("the variable is not UTF-8".into()),
+            })?
         }
         Some(("exec", command)) => answer_of(command, SECRET_LIMIT).map_err(bad)?,
         _ => return Err(bad("it is not file:PATH, env:NAME or exec:COMMAND".into())),
@@ -125,10 +129,17 @@ fn secret(settings: &Settings, name: &'static str) -> Result<Option<String>, Age
 /// How long a command that prints a secret may take.
 const SECRET_LIMIT: Duration = Duration::from_secs(30);
 
-/// What a command prints, within a limit. It and its children are ended when it takes longer.
+/// The longest secret, in bytes.
+const SECRET_LEN: u64 = 64 << 10;
+
+/// How often a command is asked whether it has ended.
+const SECRET_POLL: Duration = Duration::from_millis(10);
+
+/// What a command prints, within a limit that holds until it has ended: one that closes its output
+/// and goes on is late too. It and its children are ended when it is late or prints too much.
 fn answer_of(command: &str, limit: Duration) -> Result<String, String> {
-    use std::io::Read;
     use std::os::unix::process::CommandExt;
+    let end = Instant::now() + limit;
     let mut child = std::process::Command::new("/bin/sh")
         .args(["-c", command])
         .stdin(Stdio::null())
@@ -137,24 +148,57 @@ fn answer_of(command: &str, limit: Duration) -> Result<String, String> {
         .process_group(0)
         .spawn()
         .map_err(|error| error.to_string())?;
-    let (send, answered) = std::sync::mpsc::sync_channel(1);
-    let mut out = child.stdout.take().ok_or("the command has no output")?;
-    std::thread::spawn(move || {
-        let mut text = Vec::new();
-        let read = out.read_to_end(&mut text).map(|_| text);
-        let _ = send.send(read);
-    });
-    let answer = answered.recv_timeout(limit);
+    let answer =
+        output_of(&mut child, end).and_then(|text| Ok((text, status_of(&mut child, end)?))).map_err(|why| {
+            why.unwrap_or_else(|| format!("the command did not end within {} s", limit.as_secs()))
+        });
     if answer.is_err() {
         let group = rustix::process::Pid::from_child(&child);
         let _ = rustix::process::kill_process_group(group, rustix::process::Signal::KILL);
+        let _ = child.wait();
     }
-    let status = child.wait().map_err(|error| error.to_string())?;
-    let text = answer.map_err(|_| format!("the command gave no answer within {} s", limit.as_secs()))?;
+    let (text, status) = answer?;
     if !status.success() {
         return Err(format!("the command failed: {status}"));
     }
-    String::from_utf8(text.map_err(|error| error.to_string())?).map_err(|_| "the command gave no text".into())
+    String::from_utf8(text).map_err(|_| "the command gave no text".into())
+}
+
+/// All that a child prints; `None` as the reason when it is late.
+fn output_of(child: &mut std::process::Child, end: Instant) -> Result<Vec<u8>, Option<String>> {
+    let (send, answered) = std::sync::mpsc::sync_channel(1);
+    let out = child.stdout.take().ok_or_else(|| Some("the command has no output".to_owned()))?;
+    std::thread::spawn(move || {
+        let _ = send.send(bounded(out));
+    });
+    let text = answered.recv_timeout(end.saturating_duration_since(Instant::now())).map_err(|_| None)?;
+    let text = text.map_err(|error| Some(error.to_string()))?;
+    if text.len() as u64 > SECRET_LEN {
+        return Err(Some(format!("the command gave more than {}", dr_core::size::bytes(SECRET_LEN))));
+    }
+    Ok(text)
+}
+
+/// What is read, up to one byte more than a secret may have.
+fn bounded(from: impl std::io::Read) -> std::io::Result<Vec<u8>> {
+    use std::io::Read;
+    let mut text = Vec::new();
+    from.take(SECRET_LEN + 1).read_to_end(&mut text)?;
+    Ok(text)
+}
+
+/// How a child ended; `None` as the reason when it is late.
+fn status_of(
+    child: &mut std::process::Child,
+    end: Instant,
+) -> Result<std::process::ExitStatus, Option<String>> {
+    loop {
+        match child.try_wait().map_err(|error| Some(error.to_string()))? {
+            Some(status) => return Ok(status),
+            None if Instant::now() >= end => return Err(None),
+            None => std::thread::sleep(SECRET_POLL),
+        }
+    }
 }
 
 /// The best key that the settings give: reading key, age identity, host key, none.
@@ -252,6 +296,9 @@ pub async fn choose_cluster(
             clusters.iter().filter(|c| c.system_id.to_string() == asked || c.label == asked).collect();
         return match fitting[..] {
             [one] => Ok(one.clone()),
+            [] if clusters.is_empty() => {
+                Err(which(format!("the repository has no cluster {asked:?}, and no other one yet")))
+            }
             [] => Err(which(format!("the repository has no cluster {asked:?}; it has: {}", names()))),
             _ => Err(which(format!("several clusters are called {asked:?}: {}", names()))),
         };
@@ -328,7 +375,22 @@ mod tests {
         let began = std::time::Instant::now();
         // The child of the shell holds the pipe; it goes too.
         let late = answer_of("sleep 60 & sleep 60", Duration::from_millis(200));
-        assert!(late.is_err_and(|why| why.contains("no answer")));
+        assert!(late.is_err_and(|why| why.contains("did not end")));
+        // Closed output is no end.
+        let late = answer_of("exec >&-; sleep 60", Duration::from_millis(200));
+        assert!(late.is_err_and(|why| why.contains("did not end")));
+        assert!(began.elapsed() < Duration::from_secs(20));
+    }
+
+    #[test]
+    fn a_command_for_a_secret_cannot_fill_the_memory() {
+        let long = vec![b'y'; 1 << 20];
+        let mut rest = &long[..];
+        assert_eq!(bounded(&mut rest).map(|text| text.len() as u64).ok(), Some(SECRET_LEN + 1));
+        assert_eq!((long.len() - rest.len()) as u64, SECRET_LEN + 1, "no more is read than is judged");
+        let began = Instant::now();
+        let endless = answer_of("yes", SECRET_LIMIT);
+        assert!(endless.is_err_and(|why| why.contains("more than 64.0 KiB")));
         assert!(began.elapsed() < Duration::from_secs(20));
     }
 }

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
 
 /// Disaster recovery for PostgreSQL: back up, archive WAL, recover to any moment, and prove it.
 #[derive(Debug, Parser)]
@@ -39,9 +39,31 @@ pub(crate) struct Global {
     /// Machine-readable output (docs/cli/json.md)
     #[arg(long, global = true)]
     pub json: bool,
-    /// No progress, no notes
+    /// No progress, no notes: only the result, warnings and errors
     #[arg(long, short, global = true)]
     pub quiet: bool,
+    /// Say more on standard error: the files and places that are used; twice: each request
+    #[arg(long, short, global = true, action = ArgAction::Count, conflicts_with = "quiet")]
+    pub verbose: u8,
+    /// Colour: always, never, or auto: on a terminal, unless NO_COLOR is set or TERM is dumb
+    #[arg(
+        long,
+        global = true,
+        value_name = "WHEN",
+        value_enum,
+        hide_possible_values = true,
+        default_value_t
+    )]
+    pub color: Color,
+}
+
+/// When output is coloured.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Color {
+    #[default]
+    Auto,
+    Always,
+    Never,
 }
 
 #[derive(Debug, Subcommand)]

@@ -26,7 +26,7 @@ use dr_storage::{ClusterIdentity, Repository};
 use crate::args::{Cli, Command, Global, Wal};
 use crate::error::CliError;
 use crate::progress::Progress;
-use crate::{FETCH_FAILED, output};
+use crate::{FETCH_FAILED, log, output, paint};
 
 pub use docs::reference;
 
@@ -40,15 +40,22 @@ pub(crate) struct Session {
 impl Session {
     fn new(global: Global) -> Result<Self, CliError> {
         let settings = Settings::load(&sources(&global)?)?;
+        for (name, written) in settings.shown().iter().filter(|(_, written)| written.origin != "default") {
+            tracing::debug!("{name} = {:?}, written in {}", written.value, written.origin);
+        }
         Ok(Session { global, settings, cancel: Cancel::default() })
     }
 
     pub async fn repository(&self) -> Result<Repository, CliError> {
-        Ok(wire::repository(&self.settings).await?)
+        let repo = wire::repository(&self.settings).await?;
+        tracing::info!("the repository is {}", repo.target().location());
+        Ok(repo)
     }
 
     pub async fn cluster(&self, repo: &Repository) -> Result<ClusterIdentity, CliError> {
-        Ok(wire::choose_cluster(&self.settings, repo, self.global.cluster.as_deref()).await?)
+        let cluster = wire::choose_cluster(&self.settings, repo, self.global.cluster.as_deref()).await?;
+        tracing::info!("the cluster is {} ({})", cluster.label, cluster.system_id);
+        Ok(cluster)
     }
 
     pub fn events(&self) -> Arc<dyn EventSink> {
@@ -107,21 +114,21 @@ pub(crate) fn run(cli: Cli) -> u8 {
     let json = cli.global.json;
     let fetching = matches!(cli.command, Command::Wal(Wal::Fetch { .. }));
     let in_server = matches!(cli.command, Command::Wal(_));
-    match dispatch(cli) {
-        Ok(code) => match output::failure() {
-            None => code,
-            Some(source) => {
-                let error = CliError::Output { path: "to standard output".into(), source };
-                output::error(false, name, &error);
-                error.class().exit_code()
-            }
-        },
+    paint::choose(cli.global.color);
+    log::listen(cli.global.verbose);
+    let ended = dispatch(cli).and_then(|code| match output::failure() {
+        None => Ok(code),
+        Some(source) => Err(CliError::Stdout { source }),
+    });
+    match ended {
+        Ok(code) => code,
         Err(error) => {
-            if in_server && !json {
+            if in_server && (!json || matches!(error, CliError::Stdout { .. })) {
                 use std::io::Write;
                 let _ = std::io::stderr().lock().write_all(output::one_line(&error).as_bytes());
             } else {
-                output::error(json, name, &error);
+                // Where output cannot go, an error as JSON cannot go either.
+                output::error(json && !matches!(error, CliError::Stdout { .. }), name, &error);
             }
             if fetching { FETCH_FAILED } else { error.class().exit_code() }
         }
@@ -213,8 +220,6 @@ async fn watch_signals(cancel: Cancel) {
             std::process::exit(130);
         }
         cancel.cancel();
-        use std::io::Write;
-        let _ =
-            writeln!(std::io::stderr().lock(), "stopping at the next safe point; once more to stop at once");
+        crate::progress::line("stopping at the next safe point; once more to stop at once");
     }
 }

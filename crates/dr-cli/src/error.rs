@@ -43,6 +43,12 @@ pub enum CliError {
         /// Why.
         source: std::io::Error,
     },
+    /// What a command had to say could not be written, after it had done its work.
+    #[error("standard output cannot be written")]
+    Stdout {
+        /// Why.
+        source: std::io::Error,
+    },
 }
 
 impl From<AgentError> for CliError {
@@ -70,7 +76,7 @@ impl Classified for CliError {
             CliError::Engine(error) => error.class(),
             CliError::Usage { .. } | CliError::NotReady { .. } => ErrorClass::Invalid,
             CliError::NotWhole { .. } => ErrorClass::Corrupt,
-            CliError::Output { source, .. } => match source.kind() {
+            CliError::Output { source, .. } | CliError::Stdout { source } => match source.kind() {
                 std::io::ErrorKind::StorageFull => ErrorClass::Exhausted,
                 std::io::ErrorKind::PermissionDenied => ErrorClass::Denied,
                 _ => ErrorClass::Invalid,
@@ -85,7 +91,7 @@ impl Classified for CliError {
             CliError::Usage { .. } => "cli-usage",
             CliError::NotReady { .. } => "cli-not-ready",
             CliError::NotWhole { .. } => "cli-not-whole",
-            CliError::Output { .. } => "cli-output",
+            CliError::Output { .. } | CliError::Stdout { .. } => "cli-output",
         }
     }
 
@@ -101,6 +107,10 @@ impl Classified for CliError {
             CliError::Output { .. } => {
                 Some("Choose another place; an existing file is never replaced.".into())
             }
+            CliError::Stdout { .. } => Some(
+                "The command itself ended without an error: only what it printed is lost. Look where its output goes."
+                    .into(),
+            ),
         }
     }
 }

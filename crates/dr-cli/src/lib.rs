@@ -4,7 +4,9 @@
 mod args;
 mod command;
 mod error;
+mod log;
 mod output;
+mod paint;
 mod progress;
 mod table;
 
@@ -25,18 +27,19 @@ pub(crate) const FETCH_FAILED: u8 = 200;
 pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     let arguments: Vec<OsString> = arguments.into_iter().collect();
     let fetching = arguments.iter().skip(1).any(|a| a == "wal") && arguments.iter().any(|a| a == "fetch");
-    let matches = Cli::command().try_get_matches_from(&arguments);
+    let parser = Cli::command().color(paint::of_parser(&arguments));
+    let matches = parser.try_get_matches_from(&arguments);
     let cli = match matches.and_then(|matches| Cli::from_arg_matches(&matches)) {
         Ok(cli) => cli,
-        Err(error) => {
-            if error.use_stderr() && arguments.iter().any(|a| a == "--json") {
+        Err(error) if error.use_stderr() => {
+            if arguments.iter().any(|a| a == "--json") {
                 output::usage_error(&error);
             } else {
                 let _ = error.print();
             }
-            let code = if fetching && error.use_stderr() { FETCH_FAILED } else { error.exit_code() as u8 };
-            return ExitCode::from(code);
+            return ExitCode::from(if fetching { FETCH_FAILED } else { error.exit_code() as u8 });
         }
+        Err(asked_for) => return ExitCode::from(output::help(&asked_for)),
     };
     if fetching {
         // Not even a panic may look like the end of WAL.

@@ -9,6 +9,8 @@ use serde::Serialize;
 use serde_json::json;
 
 use crate::error::CliError;
+use crate::paint::{self, Ink};
+use crate::progress;
 
 /// The version of the JSON shapes (docs/cli/json.md).
 const JSON_VERSION: u32 = 1;
@@ -20,7 +22,10 @@ static FAILURE: Mutex<Option<std::io::Error>> = Mutex::new(None);
 /// kept for [`failure`], so that the command does not end well.
 pub(crate) fn print(text: &str) {
     let mut out = std::io::stdout().lock();
-    let printed = out.write_all(text.as_bytes()).and_then(|()| out.flush());
+    note(out.write_all(text.as_bytes()).and_then(|()| out.flush()));
+}
+
+fn note(printed: std::io::Result<()>) {
     if let Err(error) = printed
         && error.kind() != std::io::ErrorKind::BrokenPipe
         && let Ok(mut failure) = FAILURE.lock()
@@ -32,6 +37,24 @@ pub(crate) fn print(text: &str) {
 /// What kept standard output from being written.
 pub(crate) fn failure() -> Option<std::io::Error> {
     FAILURE.lock().ok().and_then(|mut failure| failure.take())
+}
+
+/// Prints help or the version, which is all that was asked for; answers the exit code.
+pub(crate) fn help(asked_for: &clap::Error) -> u8 {
+    note(asked_for.print().and_then(|()| std::io::stdout().flush()));
+    match failure() {
+        None => 0,
+        Some(source) => {
+            let lost = CliError::Stdout { source };
+            error(false, "help", &lost);
+            lost.class().exit_code()
+        }
+    }
+}
+
+/// Something that an operator should know, beside the result.
+pub(crate) fn warn(text: &str) {
+    progress::line(&format!("{} {text}", paint::err(Ink::Warning, "warning:")));
 }
 
 /// Ends a command: its result as JSON, or as the text that `people` makes of it.
@@ -55,15 +78,16 @@ pub(crate) fn error(json: bool, command: &str, error: &CliError) {
         print(&format!("{document:#}\n"));
         return;
     }
-    let mut text = format!("error: {error}\n");
+    let mut text = format!("{} {error}\n", paint::err(Ink::Bad, "error:"));
     for cause in causes {
         text.push_str(&format!("  because: {cause}\n"));
     }
     if let Some(hint) = error.hint().filter(|hint| !hint.is_empty()) {
-        text.push_str(&format!("hint: {hint}\n"));
+        text.push_str(&format!("{} {hint}\n", paint::err(Ink::Good, "hint:")));
     }
-    text.push_str(&format!("({}, see docs/errors/{}.md)\n", error.class(), error.code()));
-    let _ = std::io::stderr().lock().write_all(text.as_bytes());
+    let page = format!("({}, see docs/errors/{}.md)", error.class(), error.code());
+    text.push_str(&paint::err(Ink::Faint, &page));
+    progress::line(&text);
 }
 
 /// A wrong command line, for programs.

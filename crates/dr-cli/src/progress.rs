@@ -33,13 +33,6 @@ impl Progress {
         Progress { terminal: std::io::stderr().is_terminal(), quiet, state: Mutex::default() }
     }
 
-    fn say(&self, state: &State, text: &str) {
-        match &state.bar {
-            Some(bar) => bar.suspend(|| line(text)),
-            None => line(text),
-        }
-    }
-
     fn begin(&self, state: &mut State, stage: &'static str, total: Option<u64>, unit: Unit) {
         *state = State { stage, total, unit: Some(unit), told: Some(Instant::now()), bar: None };
         if !self.terminal || self.quiet {
@@ -58,6 +51,7 @@ impl Progress {
         bar.set_style(style.progress_chars("=> "));
         bar.set_prefix(stage);
         bar.enable_steady_tick(Duration::from_millis(200));
+        show(Some(bar.clone()));
         state.bar = Some(bar);
     }
 
@@ -84,8 +78,33 @@ impl Progress {
     }
 }
 
-fn line(text: &str) {
-    let _ = writeln!(std::io::stderr().lock(), "{}", text.trim_end());
+/// The bar on the terminal, which makes room for lines.
+static BAR: Mutex<Option<ProgressBar>> = Mutex::new(None);
+
+/// Puts a bar in the place of the one before, which is wiped away.
+fn show(bar: Option<ProgressBar>) {
+    let before = BAR.lock().ok().and_then(|mut shown| std::mem::replace(&mut *shown, bar));
+    if let Some(before) = before {
+        before.finish_and_clear();
+    }
+}
+
+/// A line on standard error, above the bar.
+pub(crate) fn line(text: &str) {
+    let write = || {
+        let _ = writeln!(std::io::stderr().lock(), "{}", text.trim_end());
+    };
+    match BAR.lock().ok().and_then(|bar| bar.clone()) {
+        Some(bar) => bar.suspend(write),
+        None => write(),
+    }
+}
+
+impl Drop for Progress {
+    /// A job that failed ended no stage: its bar must not stay over the error.
+    fn drop(&mut self) {
+        show(None);
+    }
 }
 
 impl EventSink for Progress {
@@ -95,16 +114,15 @@ impl EventSink for Progress {
             Event::StageBegan { stage, total, unit } => self.begin(&mut state, stage, total, unit),
             Event::Progress { done, note, .. } => self.progress(&mut state, done, note),
             Event::StageEnded { stage, elapsed_ms } => {
-                if let Some(bar) = state.bar.take() {
-                    bar.finish_and_clear();
-                }
+                state.bar = None;
+                show(None);
                 if !self.quiet {
                     let took = dr_core::size::duration(Duration::from_millis(elapsed_ms));
                     line(&format!("{stage:>9}  {took}"));
                 }
             }
-            Event::Warning { text } => self.say(&state, &format!("warning: {text}")),
-            Event::Note { text } if !self.quiet => self.say(&state, &text),
+            Event::Warning { text } => crate::output::warn(&text),
+            Event::Note { text } if !self.quiet => line(&text),
             _ => {}
         }
     }

@@ -221,6 +221,8 @@ mod tests {
             "2026-11-22+01 10:00 UTC",
             "99999999999999999999 ms ago",
             "9223372036854775808ms ago",
+            // As a signed number this is a second from now.
+            "18446744073709550616ms ago",
         ] {
             assert!(read(text).is_err(), "{text:?}");
         }

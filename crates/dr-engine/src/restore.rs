@@ -171,15 +171,14 @@ async fn run(
     } else {
         None
     };
-    let count = |counter: &std::sync::atomic::AtomicU64| counter.load(Ordering::Relaxed);
-    let counters = &placed.counters;
+    let (bytes, bytes_fetched, bytes_kept) = placed.bytes();
     let report = RestoreReport {
         backup: plan.manifest.head.id,
         to: options.to.clone(),
-        files: count(&counters.files),
-        bytes: count(&counters.bytes),
-        bytes_fetched: count(&counters.fetched),
-        bytes_kept: count(&counters.kept),
+        files: placed.counters.files.load(Ordering::Relaxed),
+        bytes,
+        bytes_fetched,
+        bytes_kept,
         host_files: placed.host_files,
         reached,
         receipt: Receipt::begun("restore", context.clock.now()),
@@ -192,6 +191,15 @@ async fn run(
 pub(crate) struct Placed {
     counters: Arc<TreeCounters>,
     host_files: Vec<String>,
+}
+
+impl Placed {
+    /// Bytes of content, bytes fetched, and bytes that were in place already.
+    pub fn bytes(&self) -> (u64, u64, u64) {
+        let count = |counter: &std::sync::atomic::AtomicU64| counter.load(Ordering::Relaxed);
+        let counters = &self.counters;
+        (count(&counters.bytes), count(&counters.fetched), count(&counters.kept))
+    }
 }
 
 /// Makes the directory, up to and with its commit: files, settings, sync, `pg_control`.

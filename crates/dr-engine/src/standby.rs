@@ -92,6 +92,12 @@ pub struct StandbyReport {
     pub temperature: Temperature,
     /// The backup it was made from; `None`: it was brought forward only.
     pub backup: Option<BackupId>,
+    /// Bytes of its files; 0 when it was brought forward only.
+    pub bytes: u64,
+    /// Bytes fetched from storage.
+    pub bytes_fetched: u64,
+    /// Bytes that were in place already (delta).
+    pub bytes_kept: u64,
     /// Whether this job made the slot.
     pub made_slot: bool,
     /// `None`: it was not started.
@@ -178,7 +184,7 @@ async fn make(
 ) -> Result<StandbyReport, EngineError> {
     let options = &plan.options;
     let spec = spec(primary, options, plan.restore.timeline)?;
-    restore::place_files(context, instance, &plan.restore, &spec, log).await?;
+    let placed = restore::place_files(context, instance, &plan.restore, &spec, log).await?;
     let mut made_slot = false;
     if let Some(slot) = options.slot.as_deref().filter(|_| options.temperature == Temperature::Hot) {
         made_slot = primary.ensure_slot(slot).await.map_err(EngineError::source("cannot make the slot"))?;
@@ -201,28 +207,19 @@ async fn make(
         }
     }
     let proof = proven.transpose()?;
-    let receipt = Receipt::begun("standby create", context.clock.now());
-    Ok(report(instance, data, options.temperature, Some(plan.restore.backup.id), made_slot, proof, receipt))
-}
-
-fn report(
-    instance: &dyn Instance,
-    data: &Path,
-    temperature: Temperature,
-    backup: Option<BackupId>,
-    made_slot: bool,
-    proof: Option<Proof>,
-    receipt: Receipt,
-) -> StandbyReport {
-    StandbyReport {
-        to: data.to_owned(),
-        temperature,
-        backup,
+    let (bytes, bytes_fetched, bytes_kept) = placed.bytes();
+    Ok(StandbyReport {
+        to: data.clone(),
+        temperature: options.temperature,
+        backup: Some(plan.restore.backup.id),
+        bytes,
+        bytes_fetched,
+        bytes_kept,
         made_slot,
         proof,
-        connection: instance.connection(data).filter(|_| temperature == Temperature::Hot),
-        receipt,
-    }
+        connection: instance.connection(data).filter(|_| options.temperature == Temperature::Hot),
+        receipt: Receipt::begun("standby create", context.clock.now()),
+    })
 }
 
 fn spec(
@@ -297,8 +294,18 @@ async fn bring_forward(
     let follow = Follow { temperature: Temperature::Cold, canary_limit, note: "refresh".into() };
     let standby = Standby { context, instance, primary, data, major, options: &follow };
     let proof = standby.prove(log).await?;
-    let receipt = Receipt::begun("standby refresh", context.clock.now());
-    Ok(report(instance, data, Temperature::Cold, None, false, Some(proof), receipt))
+    Ok(StandbyReport {
+        to: data.to_owned(),
+        temperature: Temperature::Cold,
+        backup: None,
+        bytes: 0,
+        bytes_fetched: 0,
+        bytes_kept: 0,
+        made_slot: false,
+        proof: Some(proof),
+        connection: None,
+        receipt: Receipt::begun("standby refresh", context.clock.now()),
+    })
 }
 
 /// What proving needs of the options.

@@ -3,9 +3,9 @@
 mod log;
 mod options;
 mod settings;
+pub(crate) mod sockets;
 
 use std::collections::BTreeSet;
-use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
@@ -84,8 +84,7 @@ impl LocalInstance {
         let own = user(rustix::process::geteuid().as_raw()).map(|(name, _)| name);
         let roles = [self.options.role.clone(), Some("postgres".to_owned()), own];
         for role in roles.into_iter().flatten() {
-            let conninfo = format!("host={} port={} user={role} dbname=postgres", file.socket_dir, file.port);
-            let Ok(sql) = Sql::connect(&conninfo, None).await else { continue };
+            let Ok(sql) = Sql::connect(&conninfo(file, &role), None).await else { continue };
             let query = "SELECT pg_is_in_recovery(), \
                  (CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn() ELSE pg_current_wal_lsn() END)::text, \
                  (extract(epoch FROM pg_last_xact_replay_timestamp()) * 1000000)::int8, \
@@ -129,10 +128,16 @@ fn segment_in_title(title: &str) -> Option<&str> {
     name.get(..24)
 }
 
-/// The private directory of a server's socket: short, since socket paths are limited to 107 bytes.
-fn socket_dir(data: &Path) -> PathBuf {
-    let mark = crc_fast::checksum(crc_fast::CrcAlgorithm::Crc32Iscsi, data.display().to_string().as_bytes());
-    std::env::temp_dir().join(format!("dr-pg-{mark:08x}"))
+/// A server's own connection string. The host is quoted: it may be a path with a space.
+fn conninfo(file: &PidFile, role: &str) -> String {
+    let quoted = |text: &str| text.replace('\\', "\\\\").replace('\'', "\\'");
+    let plain = |text: &str| !text.is_empty() && !text.contains([' ', '\'', '\\']);
+    let word = |text: &str| if plain(text) { text.to_owned() } else { format!("'{}'", quoted(text)) };
+    format!("host={} port={} user={} dbname=postgres", word(&file.socket_dir), file.port, word(role))
+}
+
+fn absolute(path: &Path) -> PathBuf {
+    std::path::absolute(path).unwrap_or_else(|_| path.to_owned())
 }
 
 #[async_trait]
@@ -192,19 +197,25 @@ impl Instance for LocalInstance {
 
     async fn start(&self, data: &Path, major: u32, public: bool) -> Result<(), ClusterError> {
         let bin_dir = self.bin_dir(major)?;
+        let absolute = absolute(data);
+        let data = absolute.as_path();
         let file = |operation, path: &Path| {
             let path = path.display().to_string();
             move |source| ClusterError::File { operation, path, source }
         };
         let log = data.join(LOG);
         let _ = std::fs::remove_file(&log);
-        let sockets = socket_dir(data);
+        let temporary = std::env::temp_dir();
+        let sockets = sockets::place(data, &temporary);
         if !public {
-            private_dir(&sockets, data).map_err(file("create", &sockets))?;
+            sockets::sweep(&temporary);
+            sockets::make(&sockets, data, &temporary).map_err(file("create", &sockets))?;
         }
         let options = options::server_options(data, (!public).then_some(sockets.as_path()));
         let mut command = command_as_owner(&bin_dir.join("pg_ctl"), data).map_err(file("look at", data))?;
-        command.arg("start").arg("-D").arg(data).arg("-l").arg(&log).args(["-W", "-s", "-o"]).arg(options);
+        // pg_ctl puts its paths into a shell's double quotes as they are, where `$` and `"` mean
+        // something (`start_postmaster` in pg_ctl.c): so it runs inside and is given none.
+        command.current_dir(data).args(["start", "-D", ".", "-l", LOG, "-W", "-s", "-o"]).arg(options);
         // The server must not hold a pipe of ours: whoever waits for its end would wait for ever.
         command.stdout(Stdio::null()).stderr(Stdio::null());
         let status = tokio::task::spawn_blocking(move || command.status()).await;
@@ -247,7 +258,7 @@ impl Instance for LocalInstance {
     fn connection(&self, data: &Path) -> Option<String> {
         let file = self.pid_file(data).filter(|file| !file.socket_dir.is_empty())?;
         let role = self.options.role.as_deref().unwrap_or("postgres");
-        Some(format!("host={} port={} user={role} dbname=postgres", file.socket_dir, file.port))
+        Some(conninfo(&file, role))
     }
 
     fn recovery_end(&self, data: &Path) -> Result<RecoveryEnd, ClusterError> {
@@ -273,7 +284,7 @@ impl Instance for LocalInstance {
             }
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
-        let _ = std::fs::remove_dir_all(socket_dir(data));
+        sockets::remove(&absolute(data), &std::env::temp_dir());
         Ok(())
     }
 }
@@ -290,29 +301,6 @@ impl LocalInstance {
         }
         Ok(())
     }
-}
-
-/// Makes the socket directory: only the server's user may enter, so its rule file can trust.
-fn private_dir(dir: &Path, data: &Path) -> std::io::Result<()> {
-    use std::os::unix::fs::{MetadataExt, chown};
-    let owner = std::fs::metadata(data)?;
-    match std::fs::DirBuilder::new().mode(0o700).create(dir) {
-        Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {}
-        other => other?,
-    }
-    let meta = std::fs::symlink_metadata(dir)?;
-    let me = rustix::process::geteuid().as_raw();
-    if !meta.is_dir() || (meta.uid() != owner.uid() && meta.uid() != me) {
-        return Err(std::io::Error::other("it belongs to somebody else"));
-    }
-    std::fs::set_permissions(dir, std::fs::Permissions::from_mode(0o700))?;
-    let rules = dir.join("hba");
-    std::fs::write(&rules, "local all all trust\n")?;
-    if rustix::process::geteuid().is_root() {
-        chown(dir, Some(owner.uid()), Some(owner.gid()))?;
-        chown(&rules, Some(owner.uid()), Some(owner.gid()))?;
-    }
-    Ok(())
 }
 
 /// Where loadable libraries are: `pg_config` tells, and the usual place is beside `bin`.

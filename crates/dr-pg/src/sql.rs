@@ -64,8 +64,7 @@ impl Sql {
                     Ok(true) => return Ok(sql),
                     Ok(false) if info.session_kind == SessionKind::PreferStandby => second_best = Some(sql),
                     Ok(false) => {
-                        let reason =
-                            format!("it is not what target_session_attrs asks for: {:?}", info.session_kind);
+                        let reason = info.session_kind.unwanted();
                         last = Some(SourceError::Unreachable { server: sql.server, source: reason.into() });
                     }
                     Err(error) => last = Some(error),
@@ -103,7 +102,10 @@ impl Sql {
                 // No rule lets this role in this way; a wrong password is wrong in every way.
                 Err(Failure { error, no_rule: true }) if encrypted != *plain => last = Some(error),
                 Err(Failure { error, .. }) => return Err(last.unwrap_or(error)),
-                Ok(sql) => return Ok(sql),
+                Ok(sql) => {
+                    tracing::debug!(%server, encrypted, database = %info.database, "connected");
+                    return Ok(sql);
+                }
             }
         }
         Err(last.unwrap_or(SourceError::Unreachable { server, source: "no way in".into() }))
@@ -147,14 +149,7 @@ impl Sql {
         }
         let query = "SELECT pg_is_in_recovery(), current_setting('default_transaction_read_only') = 'on'";
         let row = self.row("tell whether it is a standby", query, QUERY_LIMIT).await?;
-        let (standby, read_only): (bool, bool) = (row.get(0), row.get(1));
-        Ok(match kind {
-            SessionKind::Standby | SessionKind::PreferStandby => standby,
-            SessionKind::Primary => !standby,
-            SessionKind::ReadWrite => !standby && !read_only,
-            SessionKind::ReadOnly => standby || read_only,
-            SessionKind::Any => true,
-        })
+        Ok(kind.accepts(row.get(0), row.get(1)))
     }
 
     /// Ends a query that takes too long: the session stays usable, and what is asked next must not

@@ -245,7 +245,11 @@ pub(crate) fn is_left_out(dir: &str, name: &str, unlogged: &[u64]) -> bool {
         return true;
     }
     match dir {
-        "" => ROOT_FILES.contains(&name) || name == "dr-restore.json",
+        "" => {
+            ROOT_FILES.contains(&name) || name == "dr-restore.json" || name == crate::instance::sockets::NAME
+        }
+        // The stream gives a directory's files on their own.
+        dir if dir.split('/').next() == Some(crate::instance::sockets::NAME) => true,
         "global" => name == "pg_control" || name == "pg_control.dr",
         _ if dir.starts_with("base/") || (dir.starts_with("pg_tblspc/") && dir.contains("/PG_")) => {
             is_temporary(name) || is_unlogged(name, unlogged)
@@ -321,6 +325,7 @@ mod tests {
             "postmaster.pid",
             "backup_label",
             "recovery.signal",
+            "dr-socket/hba",
             "pg_logical/snapshots/x",
         ] {
             let place = dir.path().join(path);
@@ -347,6 +352,8 @@ mod tests {
             "pg_wal/archive_status",
         ];
         assert_eq!(walked, expected);
+        assert!(is_left_out("dr-socket", "hba", &[]) && is_left_out("dr-socket/x", "y", &[]));
+        assert!(!is_left_out("dr-socket2", "hba", &[]) && !is_left_out("base/dr-socket", "hba", &[]));
         assert!(walked.is_sorted_by(|a, b| dr_core::path::compare(a, b).is_lt()));
     }
 }

@@ -280,3 +280,49 @@ async fn a_server_that_cannot_start_says_why() {
     };
     assert!(state.contains("no_such_library"), "{state}");
 }
+
+/// The directory of the private server's socket.
+fn socket_dir(data: &Path) -> PathBuf {
+    let text = std::fs::read_to_string(data.join("postmaster.pid")).unwrap();
+    PathBuf::from(text.lines().nth(4).unwrap())
+}
+
+#[tokio::test]
+async fn a_private_socket_goes_away_with_its_copy_whoever_stops_the_server() {
+    use std::os::unix::fs::MetadataExt;
+    let source = Source::open();
+    let (data, control) = source.base_backup("copy");
+    source.archive_all();
+    source.cluster.stop("fast");
+    let long = format!("{}/{}", "d".repeat(60), "e".repeat(60));
+    ok(command("/bin/mkdir").arg(source.at(&long).parent().unwrap()));
+    for (name, inside) in [("plain", true), ("with a space", false), (&long, false)] {
+        let to = source.at(name);
+        ok(command("/bin/cp").arg("-a").arg(&data).arg(&to));
+        instance().prepare_recovery(&to, &control, &source.spec(RecoveryTarget::Latest)).unwrap();
+        assert_eq!(recover(&to).await.0, RunState::Primary, "{name}");
+        let sockets = socket_dir(&to);
+        assert_eq!(sockets.starts_with(&to), inside, "{}", sockets.display());
+        assert_eq!(sockets.metadata().unwrap().mode() & 0o777, 0o700);
+        let connection = instance().connection(&to).unwrap();
+        assert_eq!(sql(&connection, "SELECT 1"), "1");
+        stop_server(&to);
+        // It serves the copy again, as it is.
+        assert_eq!(recover(&to).await.0, RunState::Primary, "{name}");
+        assert_eq!(socket_dir(&to), sockets);
+        stop_server(&to);
+        assert!(sockets.exists());
+        std::fs::remove_dir_all(&to).unwrap();
+        if !inside {
+            // The next start of any copy cleans up.
+            let other = source.at("other");
+            ok(command("/bin/cp").arg("-a").arg(&data).arg(&other));
+            instance().prepare_recovery(&other, &control, &source.spec(RecoveryTarget::Latest)).unwrap();
+            assert_eq!(recover(&other).await.0, RunState::Primary);
+            instance().stop(&other).await.unwrap();
+            assert!(!other.join("dr-socket").exists(), "a stop by dr leaves nothing in the copy");
+            std::fs::remove_dir_all(&other).unwrap();
+        }
+        assert!(!sockets.exists(), "{}", sockets.display());
+    }
+}

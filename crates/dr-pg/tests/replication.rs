@@ -24,70 +24,20 @@ async fn connect(conninfo: &str) -> Result<ReplicationClient, ReplicationError> 
 fn tls_cluster(scratch: &Scratch) -> (TestCluster, u16) {
     let cluster = TestCluster::create(scratch.path(), "tls");
     let at = |name: &str| cluster.data.join(name);
-    let openssl = |arguments: &[&str]| {
-        ok(command("openssl").args(arguments).current_dir(&cluster.data));
+    let openssl = |line: &str, subject: &[&str]| {
+        ok(command("openssl").args(line.split(' ')).args(subject).current_dir(&cluster.data));
     };
-    openssl(&[
-        "req",
-        "-x509",
-        "-newkey",
-        "rsa:2048",
-        "-nodes",
-        "-keyout",
-        "ca.key",
-        "-out",
-        "ca.crt",
-        "-days",
-        "2",
-        "-subj",
-        "/CN=test authority",
-    ]);
-    openssl(&[
-        "req",
-        "-newkey",
-        "rsa:2048",
-        "-nodes",
-        "-keyout",
-        "server.key",
-        "-out",
-        "server.csr",
-        "-subj",
-        "/CN=localhost",
-    ]);
+    let key = "-newkey rsa:2048 -nodes -days 2";
+    openssl(&format!("req -x509 {key} -keyout ca.key -out ca.crt"), &["-subj", "/CN=test authority"]);
+    openssl(
+        &format!("req -x509 {key} -keyout other.key -out other.crt"),
+        &["-subj", "/CN=another authority"],
+    );
+    openssl("req -newkey rsa:2048 -nodes -keyout server.key -out server.csr", &["-subj", "/CN=localhost"]);
     std::fs::write(at("san.cnf"), "subjectAltName=DNS:localhost").unwrap();
-    openssl(&[
-        "x509",
-        "-req",
-        "-in",
-        "server.csr",
-        "-CA",
-        "ca.crt",
-        "-CAkey",
-        "ca.key",
-        "-CAcreateserial",
-        "-out",
-        "server.crt",
-        "-days",
-        "2",
-        "-sha384",
-        "-extfile",
-        "san.cnf",
-    ]);
-    openssl(&[
-        "req",
-        "-x509",
-        "-newkey",
-        "rsa:2048",
-        "-nodes",
-        "-keyout",
-        "other.key",
-        "-out",
-        "other.crt",
-        "-days",
-        "2",
-        "-subj",
-        "/CN=another authority",
-    ]);
+    let sign =
+        "x509 -req -in server.csr -CA ca.crt -CAkey ca.key -CAcreateserial -out server.crt -days 2 -sha384";
+    openssl(sign, &["-extfile", "san.cnf"]);
     let port = cluster.port;
     cluster.configure(&[
         "ssl = on",

@@ -138,3 +138,37 @@ async fn a_hole_in_the_wal_after_a_backup_is_told() {
     assert_eq!(report.wal_gaps, ["000000010000000000000002", "000000010000000000000003"]);
     assert!(!report.is_whole());
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_unreadable_manifest_is_damage_of_its_backup_and_hides_no_other() {
+    let kept = Kept::new().await;
+    let manifests = kept.keys(&["manifest/"]);
+    assert_eq!(manifests.len(), 2, "{manifests:?}");
+    type Damage = fn(&mut Vec<u8>);
+    let damages: [Damage; 3] = [|bytes| bytes.clear(), |bytes| bytes.truncate(20), |bytes| bytes[2] ^= 1];
+    for (number, key) in manifests.iter().enumerate() {
+        let id = key.as_str().rsplit('/').next().unwrap();
+        for damage in damages {
+            for level in [Level::Metadata, Level::Packs, Level::Content] {
+                let own = kept.copy();
+                own.target.tamper(key, damage);
+                let report = own.verify(level).await.unwrap();
+                assert!(!report.is_whole(), "{key} at {level:?}");
+                assert_eq!(report.backups.len(), 2, "{report:?}");
+                let (damaged, other): (Vec<_>, Vec<_>) =
+                    report.backups.iter().partition(|b| b.id.to_string() == id);
+                assert_eq!(damaged[0].problems[0].place, format!("manifest/{id}"), "{report:?}");
+                assert!(other[0].problems.is_empty() && other[0].packs > 0, "{report:?}");
+            }
+            // A look at the other backup alone tells of it too: it may be the newest.
+            let own = kept.copy();
+            own.target.tamper(key, damage);
+            let other = manifests[1 - number].as_str().rsplit('/').next().unwrap().parse().unwrap();
+            let context = own.context(Access::Key(Arc::new(own.key.clone()))).await;
+            let options =
+                VerifyOptions { backups: vec![other], all: false, level: Level::Metadata, workers: 1 };
+            let report = verify(&context, &options).await.unwrap();
+            assert!(!report.is_whole() && report.backups.len() == 2, "{report:?}");
+        }
+    }
+}

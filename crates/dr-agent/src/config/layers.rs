@@ -28,6 +28,10 @@ pub fn variable(name: &str) -> String {
 type Values = BTreeMap<&'static str, Written>;
 
 pub(super) fn read(sources: &Sources) -> Result<Values, AgentError> {
+    read_with(sources, Path::new(SYSTEM_FILE), Path::new(SYSTEM_DIR))
+}
+
+fn read_with(sources: &Sources, system_file: &Path, system_dir: &Path) -> Result<Values, AgentError> {
     let mut values = Values::new();
     for setting in SETTINGS.iter().filter(|s| !s.default.is_empty()) {
         let written = Written { value: setting.default.to_owned(), origin: "default".to_owned() };
@@ -36,11 +40,10 @@ pub(super) fn read(sources: &Sources) -> Result<Values, AgentError> {
     match &sources.file {
         Some(file) => read_file(&mut values, file)?,
         None => {
-            let there = Path::new(SYSTEM_FILE).try_exists();
-            if there.map_err(|source| AgentError::Unreadable { path: SYSTEM_FILE.into(), source })? {
-                read_file(&mut values, Path::new(SYSTEM_FILE))?;
+            if is_there(system_file)? {
+                read_file(&mut values, system_file)?;
             }
-            for file in fragments(Path::new(SYSTEM_DIR))? {
+            for file in fragments(system_dir)? {
                 read_file(&mut values, &file)?;
             }
         }
@@ -63,14 +66,24 @@ pub(super) fn read(sources: &Sources) -> Result<Values, AgentError> {
     Ok(values)
 }
 
+/// Whether a name is there. A link that leads nowhere is there, and cannot be read: what it should
+/// lead to must not pass for a file that nobody wrote.
+fn is_there(path: &Path) -> Result<bool, AgentError> {
+    match std::fs::symlink_metadata(path) {
+        Ok(_) => Ok(true),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(false),
+        Err(source) => Err(AgentError::Unreadable { path: path.to_owned(), source }),
+    }
+}
+
 /// The fragments of a directory in the order of their names. One that is not there has none; one
 /// that cannot be read must not pass for that.
 fn fragments(dir: &Path) -> Result<Vec<PathBuf>, AgentError> {
     let unreadable = |source| AgentError::Unreadable { path: dir.to_owned(), source };
-    let entries = match std::fs::read_dir(dir) {
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
-        other => other.map_err(unreadable)?,
-    };
+    if !is_there(dir)? {
+        return Ok(Vec::new());
+    }
+    let entries = std::fs::read_dir(dir).map_err(unreadable)?;
     let files: Result<Vec<PathBuf>, _> = entries.map(|entry| entry.map(|entry| entry.path())).collect();
     let mut files = files.map_err(unreadable)?;
     files.retain(|path| path.extension().is_some_and(|e| e == "toml"));
@@ -234,6 +247,63 @@ mod tests {
     }
 
     #[test]
+    fn fragments_win_over_the_system_file_and_a_named_file_is_read_in_place_of_both() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let at = |name: &str| dir.path().join(name);
+        let write = |name: &str, workers: u32, label: &str| {
+            let text = format!("[backup]\nworkers = {workers}\n[cluster]\nlabel = '{label}'\n");
+            std::fs::write(at(name), text).expect("a file");
+        };
+        std::fs::create_dir(at("conf.d")).expect("a directory");
+        write("dr.toml", 1, "system");
+        write("conf.d/20.toml", 3, "second");
+        write("conf.d/10.toml", 2, "first");
+        std::fs::write(at("conf.d/30.toml"), "[restore]\nworkers = 9\n").expect("a file");
+        std::fs::write(at("conf.d/40.toml.bak"), "not read").expect("a file");
+        let read = |sources: &Sources| read_with(sources, &at("dr.toml"), &at("conf.d")).expect("settings");
+        let value = |values: &Values, name: &str| values.get(name).map(|w| w.value.clone());
+
+        let system = read(&Sources::default());
+        assert_eq!(value(&system, "backup.workers").as_deref(), Some("3"));
+        assert_eq!(value(&system, "restore.workers").as_deref(), Some("9"));
+
+        std::fs::write(at("own.toml"), "[cluster]\nlabel = 'own'\n").expect("a file");
+        let mut sources = Sources { file: Some(at("own.toml")), ..Sources::default() };
+        let own = read(&sources);
+        assert_eq!(value(&own, "cluster.label").as_deref(), Some("own"));
+        assert_eq!((value(&own, "backup.workers"), value(&own, "restore.workers")), (None, None));
+
+        sources.environment = vec![("DR__CLUSTER__LABEL".into(), "variable".into())];
+        assert_eq!(value(&read(&sources), "cluster.label").as_deref(), Some("variable"));
+        sources.flags = vec![("cluster.label".into(), "flag".into(), "--set".into())];
+        assert_eq!(value(&read(&sources), "cluster.label").as_deref(), Some("flag"));
+    }
+
+    #[test]
+    fn a_file_of_the_system_that_cannot_be_read_is_an_error_and_one_that_is_not_there_is_none() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let at = |name: &str| dir.path().join(name);
+        let read = || read_with(&Sources::default(), &at("dr.toml"), &at("conf.d"));
+        let refused = |name: &str| match read() {
+            Err(AgentError::Unreadable { path, .. }) => assert_eq!(path, at(name)),
+            other => panic!("{name}: {other:?}"),
+        };
+        assert!(read().is_ok());
+        std::os::unix::fs::symlink("nowhere", at("dr.toml")).expect("a link");
+        refused("dr.toml");
+        std::fs::remove_file(at("dr.toml")).expect("removed");
+        std::fs::create_dir(at("dr.toml")).expect("no file");
+        refused("dr.toml");
+        std::fs::remove_dir(at("dr.toml")).expect("removed");
+        std::os::unix::fs::symlink("nowhere", at("conf.d")).expect("a link");
+        refused("conf.d");
+        std::fs::remove_file(at("conf.d")).expect("removed");
+        std::fs::create_dir(at("conf.d")).expect("a directory");
+        std::os::unix::fs::symlink("nowhere", at("conf.d/a.toml")).expect("a link");
+        refused("conf.d/a.toml");
+    }
+
+    #[test]
     fn a_folder_of_fragments_that_cannot_be_read_is_an_error() {
         let dir = tempfile::tempdir().expect("a directory");
         assert!(fragments(&dir.path().join("none")).expect("nothing").is_empty());
@@ -248,6 +318,21 @@ mod tests {
         let shown = &settings.shown()["cluster.connection"].value;
         assert!(shown.contains("user") && !shown.contains("hunter2"), "{shown}");
         assert!(settings.text("cluster.connection").expect("a connection").contains("hunter2"));
+    }
+
+    #[test]
+    fn a_password_in_an_address_does_not_show() {
+        let written =
+            [("repository.url", "https://me:hunter2@a/b"), ("repository.endpoint", "https://hunter2@h:1")];
+        let settings = load("", &[], &written).expect("settings");
+        let shown = settings.shown();
+        assert_eq!(shown["repository.url"].value, "https://…@a/b");
+        assert_eq!(shown["repository.endpoint"].value, "https://…@h:1");
+        let error = crate::wire::target(&settings, false).expect_err("no such scheme");
+        assert!(!format!("{error:?}").contains("hunter2"), "{error:?}");
+        let plain = "s3://bucket/a@b";
+        let settings = load("", &[], &[("repository.url", plain)]).expect("settings");
+        assert_eq!(settings.shown()["repository.url"].value, plain);
     }
 
     #[test]

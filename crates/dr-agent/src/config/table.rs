@@ -189,8 +189,13 @@ pub const SETTINGS: &[Setting] = &[
 pub fn reference() -> String {
     let mut out = String::from(
         "# Settings\n\nGenerated from the table in `dr-agent`; change it there and run `cargo xtask gen`.\n\n\
-         Layers, later ones win: defaults, `/etc/dr/dr.toml`, `/etc/dr/conf.d/*.toml`, `--config FILE`,\n\
-         environment variables (`DR__SECTION__KEY`), `--set section.key=value` and other flags.\n",
+         Layers, later ones win:\n\n\
+         1. defaults;\n\
+         2. `/etc/dr/dr.toml`, then `/etc/dr/conf.d/*.toml` in the order of their names. With `--config FILE`\n   \
+         that file is read **in place of** all of these. A file that is there and cannot be read is an error;\n\
+         3. environment variables, `DR__SECTION__KEY`;\n\
+         4. flags: `--set section.key=value`, then those with a name of their own, as `--repo`.\n\n\
+         `dr config show --origin` tells what is in force, and where each value was written.\n",
     );
     let mut section = "";
     for setting in SETTINGS {

@@ -7,6 +7,7 @@ use dr_engine::chain;
 use super::Session;
 use crate::error::CliError;
 use crate::output;
+use crate::paint::{self, Ink};
 
 pub(super) async fn run(session: &Session) -> Result<u8, CliError> {
     let source = wire::source(&session.settings);
@@ -57,9 +58,9 @@ pub(super) fn findings(list: &[Finding]) -> String {
     let mut text = String::new();
     for finding in list {
         let mark = match finding.verdict {
-            Verdict::Good => "ok  ",
-            Verdict::Warning => "warn",
-            Verdict::Bad => "BAD ",
+            Verdict::Good => paint::out(Ink::Good, "ok  "),
+            Verdict::Warning => paint::out(Ink::Warning, "warn"),
+            Verdict::Bad => paint::out(Ink::Bad, "BAD "),
         };
         text.push_str(&format!("{mark}  {:<20} {}\n", finding.check, finding.detail));
         if finding.verdict != Verdict::Good && !finding.fix.is_empty() {

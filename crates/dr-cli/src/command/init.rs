@@ -6,11 +6,11 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use dr_agent::{AgentError, wire};
-use dr_core::Timestamp;
-use dr_core::port::{DatabaseSource, KeyProvider};
+use dr_core::port::{DatabaseSource, Key, KeyProvider, StorageError, StorageTarget};
+use dr_core::{Classified, Timestamp};
 use dr_engine::EngineError;
 use dr_storage::keys::{AgeKey, FileKey};
-use dr_storage::{InitSpec, Repository};
+use dr_storage::{InitSpec, RepoError, Repository};
 use serde::Serialize;
 
 use super::Session;
@@ -133,22 +133,45 @@ async fn make(session: &Session, args: &Init, made: &Made, found: &Found) -> Res
         compression_level: args.compression_level,
         created: now(),
     };
-    let initialised = Repository::init(target, spec, &providers).await;
+    let initialised = Repository::init(target.clone(), spec, &providers).await;
     let (_, host) = match initialised {
         Ok(made) => made,
-        Err(error) => {
-            // The key opens nothing and is not left behind; unless the repository may be there all
-            // the same, and this its only key.
-            if !dr_core::Classified::class(&error).is_retryable() {
-                made.key_file.iter().for_each(|path| drop(std::fs::remove_file(path)));
-            }
-            return Err(EngineError::repo("cannot make the repository")(error).into());
-        }
+        Err(error) => return Err(not_made(error, target.as_ref(), made.key_file.as_deref()).await),
     };
     if let Some(path) = &made.host_key_file {
         host.write(path).map_err(key)?;
     }
     write_config(session, args, made, found)
+}
+
+/// A new key that opens nothing is not left behind; one that may be the only key of a repository is.
+async fn not_made(error: RepoError, target: &dyn StorageTarget, key_file: Option<&Path>) -> CliError {
+    let doing = "cannot make the repository";
+    match key_file {
+        None => EngineError::repo(doing)(error).into(),
+        Some(path) if opens_nothing(&error, target).await => {
+            let _ = std::fs::remove_file(path);
+            EngineError::repo(doing)(error).into()
+        }
+        Some(path) => {
+            let kept = format!(
+                "cannot tell whether the repository was made; the new key {} is kept, for it may be the only one",
+                path.display()
+            );
+            EngineError::repo(kept)(error).into()
+        }
+    }
+}
+
+/// Whether a key is certainly no key of a repository: the one that is there is somebody else's, or
+/// there is none after an error that leaves no doubt.
+async fn opens_nothing(error: &RepoError, target: &dyn StorageTarget) -> bool {
+    if matches!(error, RepoError::RepositoryExists { .. }) {
+        return true;
+    }
+    let Ok(descriptor) = Key::new("repo.json") else { return false };
+    !error.class().is_retryable()
+        && matches!(target.head(&descriptor).await, Err(StorageError::NotFound { .. }))
 }
 
 fn now() -> Timestamp {
@@ -170,7 +193,7 @@ fn config_text(session: &Session, args: &Init, made: &Made, found: &Found) -> St
         "# dr, for cluster {} (PostgreSQL {}).\n# Each setting: docs/reference/config.md. Check with: dr --config {} check\n\n",
         found.system_id,
         found.version_num / 10_000,
-        made.config.display()
+        for_shell(&made.config)
     );
     text.push_str("[cluster]\n# What people call it; several clusters can share a repository.\n");
     text.push_str(&format!("label = {}\n", quoted(&args.label)));
@@ -213,6 +236,11 @@ fn archive_command(config: &Path) -> String {
     format!("{} --config {} wal push %p", word(&program), word(config))
 }
 
+/// A path as one word for a person's shell.
+fn for_shell(path: &Path) -> String {
+    super::restore::quote(&path.display().to_string()).replace("%%", "%")
+}
+
 fn show(made: &Made, found: &Found) -> String {
     let done = if made.planned_only { "would be made" } else { "is made" };
     let mut text = format!(
@@ -235,7 +263,52 @@ fn show(made: &Made, found: &Found) -> String {
     text.push_str(&format!(
         "\nNext, in psql:\n  ALTER SYSTEM SET archive_mode = on;\n  ALTER SYSTEM SET archive_command = '{}';\n  ALTER SYSTEM SET archive_timeout = '60s';\nrestart the server, then:\n  dr --config {1} check\n  dr --config {1} backup\n",
         made.archive_command.replace('\'', "''"),
-        super::restore::quote(&made.config.display().to_string()).replace("%%", "%")
+        for_shell(&made.config)
     ));
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use dr_storage::target::MemoryTarget;
+
+    use super::*;
+
+    fn failed(source: StorageError) -> RepoError {
+        RepoError::Storage { source }
+    }
+
+    fn key() -> String {
+        "repo.json".into()
+    }
+
+    #[tokio::test]
+    async fn a_key_that_may_open_a_repository_is_never_deleted() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let path = dir.path().join("dr.key");
+        let (empty, made) = (MemoryTarget::new(), MemoryTarget::new());
+        let descriptor = Key::new("repo.json").expect("a key");
+        made.create(&descriptor, b"{}".to_vec().into()).await.expect("an object");
+        let why = || -> Box<dyn std::error::Error + Send + Sync> { "no answer".into() };
+        let (operation, target) = ("create", || "t".to_owned());
+        let denied =
+            || failed(StorageError::Denied { operation, key: key(), target: target(), source: why() });
+        let unsure =
+            || failed(StorageError::Indeterminate { operation, key: key(), target: target(), source: why() });
+        let busy =
+            || failed(StorageError::Unavailable { operation, key: key(), target: target(), source: why() });
+        let others = || RepoError::RepositoryExists { location: "t".into() };
+        for (name, error, target, kept) in [
+            ("denied, and nothing there", denied(), &empty, false),
+            ("denied, and it is there", denied(), &made, true),
+            ("no answer", unsure(), &empty, true),
+            ("busy", busy(), &empty, true),
+            ("another repository", others(), &made, false),
+        ] {
+            std::fs::write(&path, "a key").expect("a file");
+            let told = not_made(error, target, Some(&path)).await.to_string();
+            assert_eq!(path.exists(), kept, "{name}");
+            assert_eq!(told.contains("is kept") && told.contains("dr.key"), kept, "{name}: {told}");
+        }
+    }
 }

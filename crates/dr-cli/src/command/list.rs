@@ -9,6 +9,7 @@ use serde::Serialize;
 use super::Session;
 use crate::error::CliError;
 use crate::output;
+use crate::paint::{self, Ink};
 use crate::table::{table, when};
 
 #[derive(Serialize)]
@@ -41,14 +42,14 @@ pub(super) async fn run(session: &Session) -> Result<u8, CliError> {
     let repo = session.repository().await?;
     let mut all = Vec::new();
     let wanted = session.global.cluster.as_deref();
-    if wanted.is_some() {
-        // A name that nothing has is an error, not an empty list.
-        dr_agent::wire::choose_cluster(&session.settings, &repo, wanted).await?;
-    }
     for cluster in repo.clusters().await.map_err(EngineError::repo("cannot list the clusters"))? {
         if wanted.is_none_or(|w| w == cluster.label || w == cluster.system_id.to_string()) {
             all.push(listed(&repo, cluster).await?);
         }
+    }
+    if wanted.is_some() && all.is_empty() {
+        // A name that nothing has is an error, not an empty list.
+        session.cluster(&repo).await?;
     }
     output::result(session.global.json, "list", &all, || all.iter().map(show).collect::<Vec<_>>().join("\n"));
     if all.is_empty() && !session.global.json {
@@ -103,11 +104,14 @@ fn show(listed: &Listed) -> String {
         .backups
         .iter()
         .map(|b| {
-            let status = if b.status == BackupStatus::Complete { "complete" } else { "DEGRADED" };
+            let status = match b.status {
+                BackupStatus::Complete => "complete".to_owned(),
+                _ => paint::out(Ink::Bad, "DEGRADED"),
+            };
             vec![
                 b.id.to_string(),
                 when(b.stop_time),
-                status.to_owned(),
+                status,
                 size::bytes(b.bytes),
                 size::bytes(b.stored_bytes),
                 b.stop_timeline.to_string(),
@@ -116,9 +120,9 @@ fn show(listed: &Listed) -> String {
             ]
         })
         .collect();
-    if rows.is_empty() {
+    if rows.is_empty() && listed.unreadable.is_empty() {
         text.push_str("no backups yet\n");
-    } else {
+    } else if !rows.is_empty() {
         let header = ["backup", "consistent at", "status", "cluster", "stored", "tli", "LSN", "note"];
         text.push_str(&table(&header, &[3, 4, 5], &rows));
     }
@@ -133,11 +137,17 @@ fn show(listed: &Listed) -> String {
             when(wal.last_archived)
         ));
         if !wal.missing.is_empty() {
-            text.push_str(&format!("  GAP: {} missing, first {}\n", wal.missing.len(), wal.missing[0]));
+            text.push_str(&format!(
+                "  {} {} missing, first {}\n",
+                paint::out(Ink::Bad, "GAP:"),
+                wal.missing.len(),
+                wal.missing[0]
+            ));
         }
     }
     for backup in &listed.unreadable {
-        text.push_str(&format!("UNREADABLE: backup {}: {}\n", backup.id, backup.reason));
+        let mark = paint::out(Ink::Bad, "UNREADABLE:");
+        text.push_str(&format!("{mark} backup {}: {}\n", backup.id, backup.reason));
     }
     for id in &listed.interrupted {
         text.push_str(&format!("interrupted backup {id}: the next backup continues from it\n"));

@@ -4,8 +4,9 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use dr_agent::wire;
+use dr_core::moment::{self, MomentError};
 use dr_core::port::{RecoveryTarget, TargetAction, Verdict};
-use dr_core::{Timeline, moment, size};
+use dr_core::{Timeline, size};
 use dr_engine::restore::{self, RestoreOptions, RestorePlan, RestoreReport, TimelineChoice};
 use dr_storage::ClusterIdentity;
 use jiff::tz::TimeZone;
@@ -79,9 +80,7 @@ fn target(args: &Restore, now: dr_core::Timestamp) -> Result<RecoveryTarget, Cli
     if let Some(text) = &args.time {
         // The zone of this host is the default; the instant that results is shown.
         let hint = "Times need a zone: --time '2026-11-22 11:08:50 Europe/Berlin'.";
-        let zone = default_zone(hint)?;
-        let time =
-            moment::parse(text, now, zone.as_ref()).map_err(|e| CliError::usage(e.to_string(), hint))?;
+        let time = moment(text, now, hint)?;
         if time > now {
             let what = format!("{} lies in the future", instant(time));
             return Err(CliError::usage(what, "Recovery goes to a moment that has passed."));
@@ -102,12 +101,21 @@ fn target(args: &Restore, now: dr_core::Timestamp) -> Result<RecoveryTarget, Cli
     })
 }
 
+/// The instant that was written. The zone of `TZ` is asked for only where none is written.
+fn moment(text: &str, now: dr_core::Timestamp, hint: &str) -> Result<dr_core::Timestamp, CliError> {
+    let read = match moment::parse(text, now, None) {
+        Err(MomentError::NoZone { .. }) => moment::parse(text, now, default_zone(hint)?.as_ref()),
+        read => read,
+    };
+    read.map_err(|error| CliError::usage(error.to_string(), hint))
+}
+
 /// The zone that `TZ` names, if it is set. A name that is not known must not pass for UTC.
 fn default_zone(hint: &str) -> Result<Option<TimeZone>, CliError> {
     let Some(name) = std::env::var_os("TZ").filter(|name| !name.is_empty()) else { return Ok(None) };
     TimeZone::try_system().map(Some).map_err(|_| {
         let what = format!("the environment's TZ is {name:?}, which is no time zone that is known here");
-        CliError::usage(what, format!("Set TZ right, or leave it out. {hint}"))
+        CliError::usage(what, format!("Set TZ right, or write the zone. {hint}"))
     })
 }
 

@@ -58,9 +58,13 @@ async fn relations(
     for frame in &manifest.body.relations {
         bytes.extend(reader.frame(PackKind::Meta, frame).await.map_err(EngineError::repo(doing))?);
     }
-    let damaged =
-        |_| EngineError::repo(doing)(dr_storage::RepoError::unreadable_part("the relation catalogue"));
-    Ok(serde_json::from_slice(&bytes).map_err(damaged)?)
+    let damaged = dr_storage::RepoError::unreadable_part;
+    catalogue(&bytes).ok_or_else(|| EngineError::repo(doing)(damaged("the relation catalogue")).into())
+}
+
+/// The relations of a stored catalogue; `None` when it is not one. A backup without any has no bytes.
+fn catalogue(bytes: &[u8]) -> Option<Vec<RelationEntry>> {
+    if bytes.is_empty() { Some(Vec::new()) } else { serde_json::from_slice(bytes).ok() }
 }
 
 fn show(manifest: &Manifest, relations: &[RelationEntry]) -> String {
@@ -115,4 +119,18 @@ fn show(manifest: &Manifest, relations: &[RelationEntry]) -> String {
         text.push_str(&table(&["database", "schema", "relation", "kind", "file"], &[4], &rows));
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_damaged_catalogue_does_not_look_like_an_empty_one() {
+        assert_eq!(catalogue(b""), Some(Vec::new()));
+        assert_eq!(catalogue(b"[]"), Some(Vec::new()));
+        for damaged in [&b"["[..], b"{}", b"null", b"[{}]", b"[]x", b"\0"] {
+            assert_eq!(catalogue(damaged), None, "{damaged:?}");
+        }
+    }
 }

@@ -192,6 +192,13 @@ fn show_report(report: &StandbyReport) -> String {
     let mut rows = Vec::new();
     if let Some(backup) = report.backup {
         rows.push(("made from", format!("backup {backup} and the archive")));
+        let content = format!("{}, {} fetched", size::bytes(report.bytes), size::bytes(report.bytes_fetched));
+        let kept = if report.bytes_kept > 0 {
+            format!(", {} kept", size::bytes(report.bytes_kept))
+        } else {
+            String::new()
+        };
+        rows.push(("content", content + &kept));
     }
     match &report.proof {
         Some(proof) => rows.push((

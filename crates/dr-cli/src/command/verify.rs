@@ -7,6 +7,7 @@ use super::Session;
 use crate::args::Verify;
 use crate::error::CliError;
 use crate::output;
+use crate::paint::{self, Ink};
 
 pub(super) async fn run(session: &Session, args: Verify) -> Result<u8, CliError> {
     let repo = session.repository().await?;
@@ -48,7 +49,10 @@ fn show(report: &VerifyReport) -> String {
     };
     let mut text = format!("Verified {} backups: {depth}.\n", report.backups.len());
     for backup in &report.backups {
-        let verdict = if backup.problems.is_empty() { "whole" } else { "DAMAGED" };
+        let verdict = match backup.problems.is_empty() {
+            true => paint::out(Ink::Good, "whole"),
+            false => paint::out(Ink::Bad, "DAMAGED"),
+        };
         text.push_str(&format!(
             "  {}  {verdict}: {} packs, {} of content, {} WAL files\n",
             backup.id,

@@ -74,6 +74,31 @@ impl FileReader for GivenReader {
     }
 }
 
+/// The buffers that are lent: as many as are free, and the way home for those that are not.
+struct Buffers {
+    home: SyncSender<Vec<u8>>,
+    free: Receiver<Vec<u8>>,
+}
+
+impl Buffers {
+    fn new(count: usize) -> Self {
+        let (home, free) = std::sync::mpsc::sync_channel(count);
+        for _ in 0..count {
+            let _ = home.try_send(Vec::new());
+        }
+        Buffers { home, free }
+    }
+
+    /// Waits for a free one. A worker that failed gives its buffer back all the same.
+    fn take(&self) -> Result<Vec<u8>, EngineError> {
+        self.free.recv().map_err(|_| EngineError::Cancelled)
+    }
+
+    fn lend(&self, bytes: Vec<u8>) -> Lent {
+        Lent { bytes, home: Some(self.home.clone()) }
+    }
+}
+
 /// Takes files as they arrive and makes tasks of them.
 pub(super) struct Arrival<'a> {
     pub stream: Box<dyn FileStream>,
@@ -87,11 +112,7 @@ impl Arrival<'_> {
     pub fn run(mut self) -> Result<(), EngineError> {
         let (cancel, failure) = (self.feeder.cancel.clone(), self.failure.clone());
         self.stream.interrupt_when(Box::new(move || cancel.is_cancelled() || failure.is_set()));
-        let buffers = self.feeder.workers + 1;
-        let (home, free) = std::sync::mpsc::sync_channel(buffers);
-        for _ in 0..buffers {
-            let _ = home.try_send(Vec::new());
-        }
+        let buffers = Buffers::new(self.feeder.workers + 1);
         let mut bundle = Vec::new();
         let mut bundled = 0;
         while let Some(file) = self.next_file()? {
@@ -111,7 +132,7 @@ impl Arrival<'_> {
                     self.feeder.task(Task::Bundle(std::mem::take(&mut bundle)))?;
                 }
             } else {
-                self.visit(number, file, &home, &free)?;
+                self.visit(number, file, &buffers)?;
             }
             self.feeder.keep_pace(|feeder| {
                 bundled = 0;
@@ -136,15 +157,9 @@ impl Arrival<'_> {
     }
 
     /// A directory, a link or a large file.
-    fn visit(
-        &mut self,
-        number: u64,
-        file: SourceFile,
-        home: &SyncSender<Vec<u8>>,
-        free: &Receiver<Vec<u8>>,
-    ) -> Result<(), EngineError> {
+    fn visit(&mut self, number: u64, file: SourceFile, buffers: &Buffers) -> Result<(), EngineError> {
         let kind = match &file.kind {
-            FileKind::Regular => return self.large(number, file, home, free),
+            FileKind::Regular => return self.large(number, file, buffers),
             FileKind::Directory => EntryKind::Directory,
             FileKind::Link(target) => EntryKind::Link(target.clone()),
         };
@@ -153,13 +168,7 @@ impl Arrival<'_> {
         self.feeder.send(News::Ready { number, entry, bad: Vec::new() })
     }
 
-    fn large(
-        &mut self,
-        number: u64,
-        file: SourceFile,
-        home: &SyncSender<Vec<u8>>,
-        free: &Receiver<Vec<u8>>,
-    ) -> Result<(), EngineError> {
+    fn large(&mut self, number: u64, file: SourceFile, buffers: &Buffers) -> Result<(), EngineError> {
         let before = Arc::new(self.parents.find(&file.path)?);
         let units = file.stat.size.div_ceil(STRETCH_LEN as u64) as u32;
         let file = Arc::new(file);
@@ -171,10 +180,8 @@ impl Arrival<'_> {
             }
             let offset = u64::from(unit) * STRETCH_LEN as u64;
             let len = (file.stat.size - offset).min(STRETCH_LEN as u64) as usize;
-            // A worker that failed gives its buffer back all the same.
-            let buffer = free.recv().map_err(|_| EngineError::Cancelled)?;
-            let bytes = self.take(len, buffer)?;
-            let content = Some(Lent { bytes, home: Some(home.clone()) });
+            let bytes = self.take(len, buffers.take()?)?;
+            let content = Some(buffers.lend(bytes));
             let (file, before) = (file.clone(), before.clone());
             self.feeder.task(Task::Stretch { number, unit, file, before, content })?;
             self.feeder.tell_sometimes(&mut told);

@@ -83,6 +83,24 @@ pub enum SessionKind {
     PreferStandby,
 }
 
+impl SessionKind {
+    /// Whether a server of this role is wanted.
+    pub(crate) fn accepts(self, standby: bool, read_only: bool) -> bool {
+        match self {
+            SessionKind::Any => true,
+            SessionKind::ReadWrite => !standby && !read_only,
+            SessionKind::ReadOnly => standby || read_only,
+            SessionKind::Primary => !standby,
+            SessionKind::Standby | SessionKind::PreferStandby => standby,
+        }
+    }
+
+    /// What is to be said of a server of another role.
+    pub(crate) fn unwanted(self) -> String {
+        format!("it is not what target_session_attrs asks for: {self:?}")
+    }
+}
+
 /// Whether authentication must be bound to the TLS channel (`channel_binding`).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum ChannelBindingMode {
@@ -160,7 +178,7 @@ impl ConnInfo {
         }
         let mut words = Words { pairs: written };
         let info = words.resolve(os_user, home)?;
-        words.refuse_rest()?;
+        words.refuse_rest(info.password.is_some())?;
         Ok(info)
     }
 
@@ -172,8 +190,12 @@ impl ConnInfo {
         let Some(pairs) = text::parse(text).ok().filter(|pairs| pairs.iter().all(is_name)) else {
             return "… (it cannot be read)".to_owned();
         };
-        if !pairs.iter().any(|(name, _)| name.contains("password")) {
+        if !text::follows_password(&pairs) {
             return text.to_owned();
+        }
+        // What follows a password without its quotes is a part of it, whatever it looks like.
+        if ConnInfo::parse(text).is_err() {
+            return "… (it cannot be used)".to_owned();
         }
         let word = |(name, value): &(String, String)| {
             let value = if name.contains("password") { "…" } else { value };
@@ -392,9 +414,14 @@ impl Words {
     }
 
     /// Whatever is left is not known: a typo must not be passed over.
-    fn refuse_rest(mut self) -> Result<(), SourceError> {
+    fn refuse_rest(mut self, has_password: bool) -> Result<(), SourceError> {
         self.pairs.retain(|(name, _)| !WITHOUT_EFFECT.contains(&name.as_str()));
         match self.pairs.first() {
+            // The name may be the rest of a password whose space was not quoted.
+            Some(_) if has_password => Err(invalid(
+                "the connection",
+                "it has a parameter that there is not; a password with a space or a quote needs quotes",
+            )),
             Some((name, _)) => Err(invalid("the connection", format!("there is no parameter {name:?}"))),
             None => Ok(()),
         }
@@ -491,6 +518,16 @@ mod tests {
             "my 'standby'"
         );
         assert!(!ConnInfo::shown("password='secret").contains("secret"));
+        for unquoted in [
+            "password=a secret",
+            "password=a secret=b host=c",
+            "password=a secret='b",
+            "password=a host=c secret",
+        ] {
+            assert!(!ConnInfo::shown(unquoted).contains("secret"), "{unquoted}");
+            let refused = ConnInfo::parse(unquoted).map_err(|error| format!("{error} {error:?}"));
+            assert!(refused.is_err_and(|told| !told.contains("secret")), "{unquoted}");
+        }
         assert!(!ConnInfo::shown("postgrse://me:secret@a/d?sslmode=require").contains("secret"));
         assert_eq!(info.password_for(&info.endpoints[0], "x").as_deref(), Some("secret"));
     }

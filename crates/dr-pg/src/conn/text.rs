@@ -28,12 +28,25 @@ fn keywords(text: &str) -> Result<Pairs, String> {
         }
         while chars.next_if(|c| c.is_whitespace()).is_some() {}
         if chars.next() != Some('=') {
-            return Err(format!("there is no \"=\" after {name:?}"));
+            return Err(match follows_password(&pairs) {
+                // It may be the rest of it.
+                true => "there is no \"=\" after a word that follows the password: a value with a space needs quotes"
+                    .to_owned(),
+                false => format!("there is no \"=\" after {name:?}"),
+            });
         }
         while chars.next_if(|c| c.is_whitespace()).is_some() {}
-        let value = value(&mut chars).map_err(|reason| format!("{reason} of {name:?}"))?;
+        let value = value(&mut chars).map_err(|reason| match follows_password(&pairs) {
+            true => reason,
+            false => format!("{reason} of {name:?}"),
+        })?;
         pairs.push((name, value));
     }
+}
+
+/// Whether a word here may be a part of a password whose space was not quoted.
+pub(super) fn follows_password(pairs: &Pairs) -> bool {
+    pairs.iter().any(|(name, _)| name.contains("password"))
 }
 
 fn value(chars: &mut std::iter::Peekable<std::str::Chars<'_>>) -> Result<String, String> {

@@ -328,17 +328,11 @@ impl ReplicationClient {
     }
 
     async fn is_wanted(&mut self, kind: SessionKind) -> Result<bool, ReplicationError> {
-        let standby = match kind {
-            SessionKind::Any => return Ok(true),
-            _ => self.is_standby().await?,
-        };
-        Ok(match kind {
-            SessionKind::Standby | SessionKind::PreferStandby => standby,
-            SessionKind::Primary => !standby,
-            SessionKind::ReadWrite => !standby && self.show("default_transaction_read_only").await? == "off",
-            SessionKind::ReadOnly => standby || self.show("default_transaction_read_only").await? == "on",
-            SessionKind::Any => true,
-        })
+        if kind == SessionKind::Any {
+            return Ok(true);
+        }
+        let read_only = self.show("default_transaction_read_only").await? == "on";
+        Ok(kind.accepts(self.is_standby().await?, read_only))
     }
 
     /// Whether the server is in recovery.
