@@ -120,10 +120,25 @@ impl Archive<'_> {
     pub async fn fetch(&self, file_name: &str, destination: &Path) -> Result<FetchOutcome, EngineError> {
         let name = WalName::parse(file_name, self.segment_size)
             .map_err(|_| EngineError::Wal { source: WalFault::BadName { name: file_name.to_owned() } })?;
+        match self.fetch_once(&name, destination).await {
+            Err(error) if is_missing(&error) => {
+                if !Guard::FetchProvesAbsence.holds() || self.is_beyond_frontier(&name).await? {
+                    return Ok(FetchOutcome::Absent);
+                }
+                // It may have been archived since it was asked for, which is the usual case of a
+                // standby that polls. What is still missing now, after a later file was listed, is
+                // a hole.
+                self.fetch_once(&name, destination).await
+            }
+            other => other,
+        }
+    }
+
+    async fn fetch_once(&self, name: &WalName, destination: &Path) -> Result<FetchOutcome, EngineError> {
         let place =
             if Guard::FetchWholeFile.holds() { temporary(destination) } else { destination.to_owned() };
         let mut out = File::create(&place).map_err(EngineError::file("create", &place))?;
-        let fetched = self.store.fetch(&name, &mut out).await;
+        let fetched = self.store.fetch(name, &mut out).await;
         match fetched {
             Ok(fetched) => {
                 out.flush().map_err(EngineError::file("write", &place))?;
@@ -133,11 +148,8 @@ impl Archive<'_> {
             }
             Err(error) => {
                 let _ = fs::remove_file(&place);
-                let missing = dr_core::Classified::class(&error) == dr_core::ErrorClass::Missing;
-                if missing && (!Guard::FetchProvesAbsence.holds() || self.is_beyond_frontier(&name).await?) {
-                    return Ok(FetchOutcome::Absent);
-                }
-                Err(EngineError::Repo { doing: format!("cannot deliver {file_name}"), source: error })
+                let doing = format!("cannot deliver {}", name.file_name(self.segment_size));
+                Err(EngineError::Repo { doing, source: error })
             }
         }
     }
@@ -168,6 +180,10 @@ impl Archive<'_> {
         let doing = format!("cannot read the history of timeline {timeline}");
         Ok(self.store.history(timeline).await.map_err(EngineError::repo(doing))?.is_none())
     }
+}
+
+fn is_missing(error: &EngineError) -> bool {
+    dr_core::Classified::class(error) == dr_core::ErrorClass::Missing
 }
 
 fn read_small(path: &Path) -> Result<Vec<u8>, EngineError> {

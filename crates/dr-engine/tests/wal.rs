@@ -84,6 +84,31 @@ async fn absence_is_answered_only_beyond_the_frontier() {
     assert!(!out.exists());
 }
 
+/// A standby that polls asks for a segment while it is being archived: neither the end nor a hole.
+#[tokio::test]
+async fn a_segment_that_arrives_between_two_looks_is_delivered() {
+    let bench = Bench::new().await;
+    let dir = tempfile::tempdir().unwrap();
+    let history = dir.path().join("00000002.history");
+    std::fs::write(&history, "1\t0/300000\tx\n").unwrap();
+    let pushed = archive(&bench.repo().await);
+    pushed.push(&segment(dir.path(), ONE, 3)).await.unwrap();
+    pushed.push(&history).await.unwrap();
+    let out = dir.path().join("out");
+    let mut met = 0;
+    for name in [ONE, "00000002.history"] {
+        for at in 0..8 {
+            let late = Arc::new(FaultyTarget::new(bench.target.clone(), at, 1, Fault::NotYet));
+            let Ok(repo) = bench.repo_over(late.clone()).await else { continue };
+            let opened = late.calls();
+            let fetched = archive(&repo).fetch(name, &out).await;
+            assert!(matches!(fetched, Ok(FetchOutcome::Delivered { .. })), "{name} at {at}: {fetched:?}");
+            met += u32::from(opened <= at && at < late.calls());
+        }
+    }
+    assert!(met >= 2, "no look was early");
+}
+
 #[tokio::test]
 async fn an_outage_never_looks_like_the_end_of_wal() {
     let bench = Bench::new().await;

@@ -95,10 +95,13 @@ pub enum Fault {
     LostBefore,
     /// A read gives back other bytes.
     WrongBytes,
+    /// A read comes a moment before the object does: it is not found, and is there at the next call.
+    /// No failure, so not among [`Fault::ALL`].
+    NotYet,
 }
 
 impl Fault {
-    /// All of them, for sweeps.
+    /// All failures, for sweeps.
     pub const ALL: [Fault; 6] = [
         Fault::Denied,
         Fault::Full,
@@ -152,6 +155,7 @@ impl FaultyTarget {
             Fault::DoneButLost | Fault::LostBefore => {
                 StorageError::Indeterminate { operation, key, target, source }
             }
+            Fault::NotYet => StorageError::NotFound { key, target },
         }
     }
 }
@@ -168,7 +172,7 @@ impl StorageTarget for FaultyTarget {
 
     async fn create(&self, key: &Key, payload: Payload) -> Result<(), StorageError> {
         match self.fault_now() {
-            None | Some(Fault::WrongBytes) => self.inner.create(key, payload).await,
+            None | Some(Fault::WrongBytes | Fault::NotYet) => self.inner.create(key, payload).await,
             Some(Fault::DoneButLost) => {
                 self.inner.create(key, payload).await?;
                 Err(self.error(Fault::DoneButLost, "create", key.as_str()))
@@ -205,7 +209,7 @@ impl StorageTarget for FaultyTarget {
         after: Option<&'a Key>,
     ) -> BoxStream<'a, Result<ObjectInfo, StorageError>> {
         match self.fault_now() {
-            None | Some(Fault::WrongBytes) => self.inner.list(prefix, after),
+            None | Some(Fault::WrongBytes | Fault::NotYet) => self.inner.list(prefix, after),
             Some(fault) => {
                 let error = self.error(fault, "list", prefix);
                 futures_util::stream::once(std::future::ready(Err(error))).boxed()
@@ -215,14 +219,14 @@ impl StorageTarget for FaultyTarget {
 
     async fn list_parts(&self, prefix: &str) -> Result<Vec<String>, StorageError> {
         match self.fault_now() {
-            None | Some(Fault::WrongBytes) => self.inner.list_parts(prefix).await,
+            None | Some(Fault::WrongBytes | Fault::NotYet) => self.inner.list_parts(prefix).await,
             Some(fault) => Err(self.error(fault, "list", prefix)),
         }
     }
 
     async fn delete(&self, key: &Key) -> Result<(), StorageError> {
         match self.fault_now() {
-            None | Some(Fault::WrongBytes) => self.inner.delete(key).await,
+            None | Some(Fault::WrongBytes | Fault::NotYet) => self.inner.delete(key).await,
             Some(fault) => Err(self.error(fault, "delete", key.as_str())),
         }
     }
