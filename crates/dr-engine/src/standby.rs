@@ -367,7 +367,7 @@ impl Standby<'_> {
             match (status.state, status.lsn) {
                 (RunState::Primary, _) => return Err(self.failed("it was promoted".into())),
                 (RunState::Stopped, _) => {
-                    return Err(self.failed("its server stopped: its log in the directory says why".into()));
+                    return Err(self.failed(format!("its server stopped: {}", self.last_words())));
                 }
                 // Another server was promoted and archives into the same place: to reach the
                 // position on its timeline proves nothing.
@@ -395,6 +395,12 @@ impl Standby<'_> {
             }
             tokio::time::sleep(POLL).await;
         }
+    }
+
+    /// Why a server that is gone went, in its own words.
+    fn last_words(&self) -> String {
+        let said = self.instance.recovery_end(self.data).ok().and_then(|end| end.evidence.last().cloned());
+        said.unwrap_or_else(|| "its log does not say why".into())
     }
 
     fn failed(&self, reason: String) -> EngineError {
