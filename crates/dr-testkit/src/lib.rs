@@ -4,5 +4,6 @@
 pub mod faults;
 pub mod instance;
 pub mod pg;
+pub mod proxy;
 pub mod scale;
 pub mod sim;
