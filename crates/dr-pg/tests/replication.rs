@@ -1,17 +1,15 @@
 //! The replication client against real servers.
 #![allow(clippy::unwrap_used, missing_docs)]
 
-use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+mod common;
+
 use std::time::Duration;
 
+use common::{options, own, unpack};
 use dr_core::error::{Classified, ErrorClass};
 use dr_core::{Lsn, Timeline, Timestamp};
 use dr_pg::ConnInfo;
-use dr_pg::replication::{
-    BackupEvent, BaseBackupOptions, ReplicationClient, ReplicationError, ReplicationMode, StreamEvent,
-    TarEvent, TarKind, TarReader,
-};
+use dr_pg::replication::{ReplicationClient, ReplicationError, ReplicationMode, StreamEvent};
 use dr_testkit::pg::{Scratch, TestCluster, bin_dir, command, ok, run};
 
 const LIMIT: Duration = Duration::from_secs(60);
@@ -166,86 +164,6 @@ async fn the_server_tells_what_it_is_and_keeps_slots() {
     let info = ConnInfo::parse(&cluster.conninfo()).unwrap();
     let mut client = ReplicationClient::connect(&info, ReplicationMode::Database).await.unwrap();
     assert_eq!(client.rows("ask", "SELECT 41 + 1, NULL").await.unwrap(), [[Some("42".to_owned()), None]]);
-}
-
-/// Writes a backup's archives below `root`; answers the manifest.
-async fn unpack(
-    client: ReplicationClient,
-    options: &BaseBackupOptions,
-    root: &Path,
-) -> (Vec<u8>, ReplicationClient, u64) {
-    let (start, mut backup) = client.base_backup(options).await.unwrap();
-    let places: BTreeMap<String, PathBuf> = start
-        .tablespaces
-        .iter()
-        .map(|t| (format!("{}.tar", t.oid), root.join(format!("space_{}", t.oid))))
-        .collect();
-    let data = root.join("data");
-    let mut manifest = None;
-    let mut tar = TarReader::new();
-    let (mut place, mut file, mut sent) = (PathBuf::new(), None, 0);
-    while let Some(event) = backup.next().await.unwrap() {
-        match event {
-            BackupEvent::Archive(archive) => {
-                assert!(place.as_os_str().is_empty() || tar.is_complete(), "the last archive was whole");
-                tar = TarReader::new();
-                place = places.get(&archive.name).unwrap_or(&data).clone();
-                std::fs::create_dir_all(&place).unwrap();
-            }
-            BackupEvent::Manifest => manifest = Some(Vec::new()),
-            BackupEvent::Progress(_) => {}
-            BackupEvent::Data(bytes) if manifest.is_some() => {
-                manifest.as_mut().unwrap().extend_from_slice(&bytes)
-            }
-            BackupEvent::Data(bytes) => {
-                sent += bytes.len() as u64;
-                tar.push(bytes);
-                while let Some(event) = tar.next().unwrap() {
-                    match event {
-                        TarEvent::Entry(entry) => {
-                            let path = place.join(std::str::from_utf8(&entry.path).unwrap());
-                            match entry.kind {
-                                TarKind::Directory => std::fs::create_dir_all(path).unwrap(),
-                                // With a tablespace map the server sends no links.
-                                TarKind::Link(_) => panic!("a link"),
-                                TarKind::File => file = Some(std::fs::File::create(path).unwrap()),
-                            }
-                        }
-                        TarEvent::Data(bytes) => {
-                            std::io::Write::write_all(file.as_mut().unwrap(), &bytes).unwrap()
-                        }
-                        TarEvent::End => file = None,
-                    }
-                }
-            }
-        }
-    }
-    let (end, client) = backup.finish().unwrap();
-    assert!(end.lsn > start.lsn && start.size > 0);
-    let manifest = manifest.unwrap_or_default();
-    std::fs::write(data.join("backup_manifest"), &manifest).unwrap();
-    for tablespace in &start.tablespaces {
-        let space = &places[&format!("{}.tar", tablespace.oid)];
-        std::os::unix::fs::symlink(space, data.join(format!("pg_tblspc/{}", tablespace.oid))).unwrap();
-    }
-    (manifest, client, sent)
-}
-
-fn options(incremental: bool) -> BaseBackupOptions {
-    BaseBackupOptions {
-        label: "te'st".into(),
-        fast_checkpoint: true,
-        max_rate: None,
-        manifest: true,
-        incremental,
-    }
-}
-
-/// Gives the files to the server's user, who must be able to read them.
-fn own(path: &Path) {
-    if dr_testkit::pg::server_ids().is_some() {
-        ok(std::process::Command::new("chown").arg("-R").arg("postgres").arg(path));
-    }
 }
 
 #[tokio::test]

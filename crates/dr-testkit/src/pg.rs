@@ -162,10 +162,35 @@ impl TestCluster {
 
     /// The same with the programs of another version.
     pub fn create_with(bin: &Path, base: &Path, name: &str) -> Self {
+        Self::create_as(bin, base, name, &[])
+    }
+
+    /// A server for hundreds of backups: WAL in segments of 1 MiB, which nobody archives, and nothing
+    /// that writes by itself. It is started, and has no database but `postgres`.
+    pub fn start_small(base: &Path, name: &str) -> Self {
+        let cluster = Self::create_as(&bin_dir(), base, name, &["--wal-segsize=1"]);
+        cluster.configure(&[
+            "archive_mode = off",
+            "autovacuum = off",
+            "max_wal_size = 64MB",
+            "min_wal_size = 8MB",
+            "max_wal_senders = 40",
+            "wal_sender_timeout = 0",
+        ]);
+        cluster.start();
+        cluster.sql("UPDATE pg_database SET datistemplate = false");
+        cluster.sql("DROP DATABASE template0");
+        cluster.sql("DROP DATABASE template1");
+        cluster
+    }
+
+    fn create_as(bin: &Path, base: &Path, name: &str, arguments: &[&str]) -> Self {
         let data = base.join(name);
         let mut initdb = command(bin.join("initdb"));
         ok(initdb
-            .args(["-N", "-k", "-A", "trust", "-U", "postgres", "--locale=C", "-E", "UTF8", "-D"])
+            .args(["-N", "-k", "-A", "trust", "-U", "postgres", "--locale=C", "-E", "UTF8"])
+            .args(arguments)
+            .arg("-D")
             .arg(&data));
         let port =
             20_000 + (std::process::id() % 20_000) as u16 + PORT.fetch_add(1, Ordering::Relaxed) as u16;
@@ -217,6 +242,11 @@ impl TestCluster {
     pub fn stop(&self, mode: &str) {
         let mut pg_ctl = command(self.bin.join("pg_ctl"));
         run(pg_ctl.args(["stop", "-w", "-t", "60", "-m", mode, "-D"]).arg(&self.data));
+    }
+
+    /// The file of its socket.
+    pub fn socket(&self) -> PathBuf {
+        self.socket_dir.join(format!(".s.PGSQL.{}", self.port))
     }
 
     /// The connection string.

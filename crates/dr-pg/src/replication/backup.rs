@@ -6,12 +6,10 @@ use bytes::{Buf, Bytes, BytesMut};
 use dr_core::port::TablespaceFacts;
 use dr_core::{Lsn, Timeline};
 
-use super::client::{COMMAND_LIMIT, ReplicationClient, literal};
+use super::client::{ReplicationClient, literal};
 use super::error::ReplicationError;
 use super::messages::{Fields, Message};
-
-/// Starting a backup waits for a checkpoint, which a busy server spreads over its interval.
-const CHECKPOINT_LIMIT: Duration = Duration::from_secs(3600);
+use super::patience::Patience;
 
 /// Bytes of a manifest sent in one message.
 const MANIFEST_PIECE: usize = 64 << 10;
@@ -92,7 +90,7 @@ impl ReplicationClient {
         let doing = "take a backup's manifest";
         self.needs(17, "incremental backup")?;
         self.send_command("UPLOAD_MANIFEST").await?;
-        match self.wire.receive(doing, COMMAND_LIMIT).await? {
+        match self.wire.receive_soon(doing).await? {
             Message::CopyIn => {}
             other => return self.failed(doing, other).await,
         }
@@ -102,7 +100,7 @@ impl ReplicationClient {
         self.wire.send(b"c\0\0\0\x04").await?;
         let mut failure = None;
         loop {
-            match self.wire.receive(doing, COMMAND_LIMIT).await? {
+            match self.wire.receive_soon(doing).await? {
                 Message::Complete(_) => {}
                 Message::Error(said) if said.is_fatal() => return Err(self.wire.said(doing, &said)),
                 Message::Error(said) => failure = Some(self.wire.said(doing, &said)),
@@ -123,9 +121,9 @@ impl ReplicationClient {
         }
         let doing = "start a backup";
         self.send_command(&command(options)).await?;
-        let position = self.position(doing, CHECKPOINT_LIMIT).await?;
+        let position = self.position(doing, self.wire.patience.checkpoint).await?;
         let (tablespaces, size) = self.tablespaces(doing).await?;
-        match self.wire.receive(doing, COMMAND_LIMIT).await? {
+        match self.wire.receive_soon(doing).await? {
             Message::CopyOut => {}
             other => return Err(self.wire.unexpected(doing, &other)),
         }
@@ -154,7 +152,7 @@ impl ReplicationClient {
     pub(super) async fn failed<T>(&mut self, doing: &str, message: Message) -> Result<T, ReplicationError> {
         let error = self.wire.unexpected(doing, &message);
         if matches!(&message, Message::Error(said) if !said.is_fatal()) {
-            while !matches!(self.wire.receive(doing, COMMAND_LIMIT).await?, Message::Ready(_)) {}
+            while !matches!(self.wire.receive_soon(doing).await?, Message::Ready(_)) {}
         }
         Err(error)
     }
@@ -165,7 +163,7 @@ impl ReplicationClient {
         let mut limit = limit;
         loop {
             match self.wire.receive(doing, limit).await? {
-                Message::RowDescription(_) => limit = COMMAND_LIMIT,
+                Message::RowDescription(_) => limit = self.wire.patience.command,
                 Message::Row(columns) => position = position_of(&columns),
                 Message::Complete(_) => {
                     return position.ok_or_else(|| self.wire.protocol("a position is missing"));
@@ -179,7 +177,7 @@ impl ReplicationClient {
         let mut found = Vec::new();
         let mut size = 0;
         loop {
-            match self.wire.receive(doing, COMMAND_LIMIT).await? {
+            match self.wire.receive_soon(doing).await? {
                 Message::RowDescription(_) => {}
                 Message::Row(columns) => {
                     let text = |at: usize| {
@@ -227,10 +225,6 @@ fn position_of(columns: &[Option<Bytes>]) -> Option<BackupEnd> {
 }
 
 impl BaseBackup {
-    /// No byte of a backup for so long means that the server or the network stands still: the
-    /// server itself has no time-out for a backup.
-    pub const STALL_LIMIT: Duration = Duration::from_secs(300);
-
     /// What comes next; `None` at the end, after which [`finish`](Self::finish) tells where that is.
     ///
     /// Cancel safety: nothing is lost when this is dropped.
@@ -240,10 +234,11 @@ impl BaseBackup {
             return Ok(None);
         }
         let wire = &mut self.client.wire;
-        match wire.receive(doing, Self::STALL_LIMIT).await? {
+        match wire.receive(doing, wire.patience.backup).await? {
             Message::CopyData(data) => event(data).map(Some).map_err(|reason| wire.protocol(reason)),
             Message::CopyDone => {
-                self.end = Some(self.client.position("end a backup", COMMAND_LIMIT).await?);
+                self.end =
+                    Some(self.client.position("end a backup", self.client.wire.patience.command).await?);
                 self.settle().await?;
                 Ok(None)
             }
@@ -254,7 +249,7 @@ impl BaseBackup {
     /// After the end position come the command's own completion and readiness.
     async fn settle(&mut self) -> Result<(), ReplicationError> {
         loop {
-            match self.client.wire.receive("end a backup", COMMAND_LIMIT).await? {
+            match self.client.wire.receive_soon("end a backup").await? {
                 Message::Complete(_) => {}
                 Message::Ready(_) => return Ok(()),
                 // With a wrong checksum found the server would fail here; it was told not to look.
@@ -271,6 +266,11 @@ impl BaseBackup {
     /// Where the server is, for messages.
     pub fn server(&self) -> &str {
         self.client.server()
+    }
+
+    /// How long each wait may last.
+    pub fn patience(&self) -> Patience {
+        self.client.wire.patience
     }
 }
 

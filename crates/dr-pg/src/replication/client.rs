@@ -1,7 +1,6 @@
 //! A connection for replication commands.
 
 use std::collections::BTreeMap;
-use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use dr_core::{Lsn, SystemId, Timeline};
@@ -10,11 +9,9 @@ use postgres_protocol::message::frontend;
 
 use super::error::ReplicationError;
 use super::messages::{Fields, Message};
+use super::patience::Patience;
 use super::wire::Wire;
 use crate::conn::{ChannelBindingMode, ConnInfo, Endpoint, Link, LinkError, SessionKind, link};
-
-/// How long the server may think about a command that only looks something up.
-pub(super) const COMMAND_LIMIT: Duration = Duration::from_secs(60);
 
 /// What kind of session this is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -340,6 +337,13 @@ impl ReplicationClient {
         Ok(self.show("in_hot_standby").await? == "on")
     }
 
+    /// The same with other limits of each wait from now on.
+    #[must_use]
+    pub fn with_patience(mut self, patience: Patience) -> Self {
+        self.wire.patience = patience;
+        self
+    }
+
     /// Where this connection leads, without secrets.
     pub fn server(&self) -> &str {
         &self.wire.server
@@ -372,7 +376,7 @@ impl ReplicationClient {
         let mut rows = Vec::new();
         let mut failure = None;
         loop {
-            match self.wire.receive(doing, COMMAND_LIMIT).await? {
+            match self.wire.receive_soon(doing).await? {
                 Message::Row(columns) => rows.push(texts(columns)),
                 Message::RowDescription(_) | Message::Complete(_) | Message::EmptyQuery => {}
                 // After an error the server is ready again, unless the session is over.

@@ -1,20 +1,14 @@
 //! WAL as it is written: `START_REPLICATION … PHYSICAL` (manual, "Streaming Replication Protocol").
 
-use std::time::Duration;
-
 use bytes::Bytes;
 use dr_core::{Lsn, Timeline, Timestamp};
 
-use super::client::{COMMAND_LIMIT, ReplicationClient, identifier};
+use super::client::{ReplicationClient, identifier};
 use super::error::ReplicationError;
 use super::messages::{Fields, Message};
 
 /// Microseconds between 1970 and 2000, where the protocol's clock begins.
 const EPOCH_2000: i64 = 946_684_800_000_000;
-
-/// Silence longer than this ends the stream: a server sends a keepalive after half of
-/// `wal_sender_timeout` (60 s by default) without a word from here.
-const SILENCE_LIMIT: Duration = Duration::from_secs(120);
 
 /// What the server sends.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -80,7 +74,7 @@ impl ReplicationClient {
         let slot = slot.map(|name| format!("SLOT {} ", identifier(name))).unwrap_or_default();
         let command = format!("START_REPLICATION {slot}PHYSICAL {from} TIMELINE {}", timeline.0);
         self.send_command(&command).await?;
-        match self.wire.receive(doing, COMMAND_LIMIT).await? {
+        match self.wire.receive_soon(doing).await? {
             Message::CopyBoth => Ok(WalStream { client: self, timeline, next: from, server_done: false }),
             other => self.failed(doing, other).await,
         }
@@ -104,7 +98,7 @@ impl WalStream {
     pub async fn next(&mut self) -> Result<StreamEvent, ReplicationError> {
         let doing = "stream WAL";
         let wire = &mut self.client.wire;
-        match wire.receive(doing, SILENCE_LIMIT).await? {
+        match wire.receive(doing, wire.patience.stream).await? {
             Message::CopyData(data) => {
                 let event = event(data).map_err(|reason| wire.protocol(reason))?;
                 if let StreamEvent::Wal { at, data, .. } = &event {
@@ -153,7 +147,7 @@ impl WalStream {
         let mut next = None;
         let mut done = self.server_done;
         loop {
-            match self.client.wire.receive(doing, COMMAND_LIMIT).await? {
+            match self.client.wire.receive_soon(doing).await? {
                 Message::CopyData(_) if !done => {}
                 Message::CopyDone if !done => done = true,
                 Message::RowDescription(_) | Message::Complete(_) => {}

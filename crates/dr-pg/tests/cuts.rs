@@ -1,0 +1,200 @@
+//! The replication client over a connection that is cut: at every message, and within them.
+#![allow(clippy::unwrap_used, missing_docs)]
+
+mod common;
+
+use std::collections::VecDeque;
+use std::path::Path;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use common::{options, own, unpack};
+use dr_core::error::{Classified, ErrorClass};
+use dr_pg::ConnInfo;
+use dr_pg::replication::{Patience, ReplicationClient, ReplicationError, ReplicationMode};
+use dr_testkit::pg::{Scratch, TestCluster, bin_dir, command, ok};
+use dr_testkit::proxy::{Act, Fault, Place, Proxy, Session, Side, Upstream};
+
+/// A healthy server answers well within it, on a busy machine too.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// How long a black hole is waited at: after it has begun nothing will come.
+const SHORT: Duration = Duration::from_millis(300);
+
+/// A server sees the end of a client so fast.
+const GONE_LIMIT: Duration = Duration::from_secs(10);
+
+/// Connections that are cut at once.
+const AT_ONCE: usize = 8;
+
+fn proxy_of(cluster: &TestCluster) -> Proxy {
+    Proxy::tcp(Upstream::Unix(cluster.socket()))
+}
+
+fn patience_for(fault: Option<Fault>) -> Duration {
+    match fault {
+        Some(Fault { act: Act::BlackHole, .. }) => SHORT,
+        _ => PATIENCE,
+    }
+}
+
+async fn connect(proxy: &Proxy, name: &str, limit: Duration) -> Result<ReplicationClient, ReplicationError> {
+    let mut info = ConnInfo::parse(&format!("{} application_name={name}", proxy.conninfo())).unwrap();
+    info.connect_limit = limit;
+    let client = ReplicationClient::connect(&info, ReplicationMode::Physical).await?;
+    Ok(client.with_patience(Patience::of(limit)))
+}
+
+/// Takes a whole backup and throws it away.
+async fn back_up(proxy: &Proxy, name: &str, limit: Duration) -> Result<u64, ReplicationError> {
+    let client = connect(proxy, name, limit).await?;
+    let (_, mut backup) = client.base_backup(&options(false)).await?;
+    let mut events = 0;
+    while backup.next().await?.is_some() {
+        events += 1;
+    }
+    assert!(backup.finish().is_some());
+    Ok(events)
+}
+
+/// What every cut must end in: an error that tells what to do and passes.
+fn assert_passes(error: &ReplicationError, fault: Fault) {
+    assert_eq!(error.class(), ErrorClass::Transient, "{fault:?}: {error}");
+    let codes = ["replication-unreachable", "replication-late"];
+    assert!(codes.contains(&error.code()), "{fault:?}: {} {error}", error.code());
+    assert!(error.hint().is_some(), "{fault:?}: {error}");
+}
+
+/// Asks the server without the proxy.
+struct Asker(ReplicationClient);
+
+impl Asker {
+    async fn of(cluster: &TestCluster) -> Self {
+        let info = ConnInfo::parse(&format!("{} application_name=asker", cluster.conninfo())).unwrap();
+        Asker(ReplicationClient::connect(&info, ReplicationMode::Database).await.unwrap())
+    }
+
+    async fn ask(&mut self, query: &str) -> String {
+        self.0.rows("ask", query).await.unwrap()[0][0].clone().unwrap_or_default()
+    }
+
+    /// Waits until the query answers 0.
+    async fn wait_for_none(&mut self, query: &str) {
+        let began = Instant::now();
+        while self.ask(query).await != "0" {
+            assert!(began.elapsed() < GONE_LIMIT, "{query}");
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+
+    async fn assert_nothing_is_left(&mut self) {
+        let senders = "SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'walsender' AND application_name <> 'asker'";
+        self.wait_for_none(senders).await;
+        let replicas = "SELECT count(*) FROM pg_stat_replication WHERE application_name <> 'asker'";
+        self.wait_for_none(replicas).await;
+        assert_eq!(self.ask("SELECT count(*) FROM pg_replication_slots").await, "0");
+    }
+}
+
+/// All of the first and of the last `edge` numbers below `total`, and every so many between.
+fn edges_and_sample(total: u64, edge: u64, sample: u64) -> Vec<u64> {
+    let step = (total.saturating_sub(2 * edge) / sample).max(1);
+    (0..total).filter(|at| *at < edge || total - at <= edge || at % step == 0).collect()
+}
+
+/// Runs cuts, several at once, each over a proxy of its own.
+async fn sweep(cluster: &TestCluster, faults: Vec<Fault>) -> usize {
+    let todo = Arc::new(Mutex::new(faults.into_iter().enumerate().collect::<VecDeque<_>>()));
+    let hits = Arc::new(AtomicUsize::new(0));
+    let mut workers = Vec::new();
+    for _ in 0..AT_ONCE {
+        let (todo, hits, proxy, mut asker) =
+            (todo.clone(), hits.clone(), proxy_of(cluster), Asker::of(cluster).await);
+        workers.push(tokio::spawn(async move {
+            loop {
+                let Some((number, fault)) = todo.lock().unwrap().pop_front() else { return };
+                proxy.set(Some(fault));
+                let limit = patience_for(Some(fault));
+                let (name, began) = (format!("cut{number}"), Instant::now());
+                let outcome = back_up(&proxy, &name, limit).await;
+                assert!(began.elapsed() < limit + Duration::from_secs(5), "{fault:?}: {:?}", began.elapsed());
+                // A file more or less may move the end by a message; and what is short for a black hole
+                // may be short for a busy machine before it.
+                if !proxy.seen().first().is_some_and(|seen| seen.hit) {
+                    let late = outcome.as_ref().is_err_and(|error| error.code() == "replication-late");
+                    assert!(outcome.is_ok() || late, "{fault:?} did not come about: {outcome:?}");
+                    continue;
+                }
+                assert_passes(&outcome.expect_err(&format!("{fault:?}")), fault);
+                proxy.hang_up();
+                let mine = format!("SELECT count(*) FROM pg_stat_activity WHERE application_name = '{name}'");
+                asker.wait_for_none(&mine).await;
+                hits.fetch_add(1, Ordering::Relaxed);
+            }
+        }));
+    }
+    for worker in workers {
+        worker.await.unwrap();
+    }
+    hits.load(Ordering::Relaxed)
+}
+
+fn with_tablespace(cluster: &TestCluster, base: &Path) {
+    let space = base.join("space");
+    std::fs::create_dir(&space).unwrap();
+    own(&space);
+    cluster.sql(&format!("CREATE TABLESPACE s1 LOCATION '{}'", space.display()));
+    cluster.sql("CREATE TABLE t TABLESPACE s1 AS SELECT g, md5(g::text) FROM generate_series(1, 2000) g");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn slow_a_backup_that_is_cut_at_any_message_is_no_success_and_leaves_nothing_on_the_server() {
+    let scratch = Scratch::new();
+    let cluster = TestCluster::start_small(scratch.path(), "sweep");
+    with_tablespace(&cluster, scratch.path());
+    let proxy = proxy_of(&cluster);
+    back_up(&proxy, "count", PATIENCE).await.unwrap();
+    proxy.set(None);
+    back_up(&proxy, "count", PATIENCE).await.unwrap();
+    let seen = proxy.seen().remove(0);
+    assert_eq!(seen.session, Session::Replication);
+    let (backend, frontend) = (seen.backend.0, seen.frontend.0);
+    let mut faults = Vec::new();
+    let mut add = |side, place, act| {
+        faults.push(Fault { session: None, side, place, act });
+    };
+    // The last message says that the backup is over: after it there is nothing to cut.
+    // Every boundary; those at either end and a sample of the others in each way, and within messages.
+    let thorough = edges_and_sample(backend, 60, 20);
+    for at in 0..backend {
+        let acts = [Act::Reset, Act::Close, Act::BlackHole];
+        if thorough.contains(&at) {
+            acts.iter().for_each(|act| add(Side::Backend, Place::After(at), *act));
+            add(Side::Backend, Place::Within(at), acts[at as usize % 3]);
+        } else {
+            add(Side::Backend, Place::After(at), acts[at as usize % 2]);
+        }
+    }
+    for at in 0..frontend {
+        for act in [Act::Reset, Act::Close, Act::BlackHole] {
+            add(Side::Frontend, Place::After(at), act);
+            add(Side::Frontend, Place::Within(at), act);
+        }
+    }
+    let planned = faults.len();
+    let began = Instant::now();
+    let hits = sweep(&cluster, faults).await;
+    println!("{hits} of {planned} cuts in {backend} messages, {:?}", began.elapsed());
+    assert!(hits * 20 >= planned * 19, "{hits} of {planned} cuts came about");
+    let mut asker = Asker::of(&cluster).await;
+    asker.assert_nothing_is_left().await;
+    // The network is well again.
+    proxy.set(None);
+    let root = scratch.path().join("copy");
+    let client = connect(&proxy, "healed", PATIENCE).await.unwrap();
+    unpack(client, &options(false), &root).await;
+    own(&root);
+    ok(command(bin_dir().join("pg_verifybackup")).args(["--no-parse-wal"]).arg(root.join("data")));
+    asker.assert_nothing_is_left().await;
+}
