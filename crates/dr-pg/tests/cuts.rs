@@ -11,8 +11,11 @@ use std::time::{Duration, Instant};
 
 use common::{options, own, unpack};
 use dr_core::error::{Classified, ErrorClass};
+use dr_core::{Lsn, Timeline, Timestamp};
 use dr_pg::ConnInfo;
-use dr_pg::replication::{Patience, ReplicationClient, ReplicationError, ReplicationMode};
+use dr_pg::replication::{
+    Patience, ReplicationClient, ReplicationError, ReplicationMode, StreamEvent, WalStream,
+};
 use dr_testkit::pg::{Scratch, TestCluster, bin_dir, command, ok};
 use dr_testkit::proxy::{Act, Fault, Place, Proxy, Session, Side, Upstream};
 
@@ -196,5 +199,158 @@ async fn slow_a_backup_that_is_cut_at_any_message_is_no_success_and_leaves_nothi
     unpack(client, &options(false), &root).await;
     own(&root);
     ok(command(bin_dir().join("pg_verifybackup")).args(["--no-parse-wal"]).arg(root.join("data")));
+    asker.assert_nothing_is_left().await;
+}
+
+/// A segment of the small cluster.
+const SEGMENT: u64 = 1 << 20;
+
+/// What was received of one timeline, all of it, from a place on.
+struct Received {
+    timeline: Timeline,
+    from: Lsn,
+    bytes: Vec<u8>,
+}
+
+impl Received {
+    fn new(timeline: Timeline, from: Lsn) -> Self {
+        Received { timeline, from, bytes: Vec::new() }
+    }
+
+    fn position(&self) -> Lsn {
+        Lsn(self.from.0 + self.bytes.len() as u64)
+    }
+
+    /// Goes on from where it is until `end`, the end of the timeline or a failure.
+    async fn go_on(&mut self, client: ReplicationClient, end: Lsn) -> Result<WalStream, ReplicationError> {
+        let mut stream = client.stream(None, self.position(), self.timeline).await?;
+        while stream.position() < end {
+            let event = stream.next().await;
+            if let Ok(StreamEvent::Wal { at, data, .. }) = &event {
+                assert_eq!(*at, self.position(), "it goes on where it was");
+                self.bytes.extend_from_slice(data);
+            }
+            assert_eq!(
+                stream.position(),
+                self.position(),
+                "what was received is what is told, after a failure too"
+            );
+            if event? == StreamEvent::EndOfTimeline {
+                break;
+            }
+            let at = self.position();
+            stream.report(at, at, at, Timestamp::now(), false).await?;
+        }
+        Ok(stream)
+    }
+
+    /// The server's own files have the same bytes.
+    fn assert_same_as_in(&self, data: &Path) {
+        let (mut at, mut rest) = (self.from.0, &self.bytes[..]);
+        while !rest.is_empty() {
+            let (number, offset) = (at / SEGMENT, (at % SEGMENT) as usize);
+            let per_log = (1 << 32) / SEGMENT;
+            let name = format!("{:08X}{:08X}{:08X}", self.timeline.0, number / per_log, number % per_log);
+            let file = std::fs::read(data.join("pg_wal").join(&name)).unwrap();
+            let len = rest.len().min(file.len() - offset);
+            assert!(rest[..len] == file[offset..offset + len], "{name} differs");
+            (at, rest) = (at + len as u64, &rest[len..]);
+        }
+    }
+}
+
+/// Writes WAL, a record or several each few milliseconds, until it is told to end.
+async fn write_wal(cluster: &TestCluster, over: Arc<AtomicUsize>) {
+    let mut asker = Asker::of(cluster).await;
+    for number in 0.. {
+        if over.load(Ordering::Relaxed) > 0 {
+            return;
+        }
+        let len = [20, 3_000, 9_000, 40_000][number % 4];
+        asker
+            .ask(&format!(
+                "SELECT pg_logical_emit_message(true, 'cuts', repeat(md5({number}::text), {len} / 32))"
+            ))
+            .await;
+        tokio::time::sleep(Duration::from_millis(4)).await;
+    }
+}
+
+/// The flushed end of WAL.
+async fn flushed(asker: &mut Asker) -> Lsn {
+    asker.ask("SELECT pg_current_wal_flush_lsn()").await.parse().unwrap()
+}
+
+/// Streams through one cut after the other, each time from where the last one left off.
+async fn stream_through(proxy: Proxy, mut received: Received, faults: Vec<Fault>) -> (Received, usize) {
+    let mut hits = 0;
+    for fault in faults {
+        proxy.set(Some(fault));
+        let limit = patience_for(Some(fault));
+        let began = Instant::now();
+        let outcome = match connect(&proxy, "stream", limit).await {
+            Ok(client) => received.go_on(client, Lsn(u64::MAX)).await,
+            Err(error) => Err(error),
+        };
+        assert_passes(&outcome.expect_err("there is always more WAL"), fault);
+        // Silence is waited for once in each part of a connection.
+        assert!(began.elapsed() < limit * 2 + Duration::from_secs(10), "{fault:?}: {:?}", began.elapsed());
+        hits += usize::from(proxy.seen().first().is_some_and(|seen| seen.hit));
+        proxy.hang_up();
+    }
+    (received, hits)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn wal_is_whole_and_contiguous_however_often_its_stream_is_cut() {
+    let scratch = Scratch::new();
+    let cluster = TestCluster::start_small(scratch.path(), "wal");
+    cluster.configure(&["wal_keep_size = 4GB"]);
+    cluster.sql("SELECT pg_reload_conf()");
+    let mut asker = Asker::of(&cluster).await;
+    let from = Lsn(flushed(&mut asker).await.0 / SEGMENT * SEGMENT);
+    let proxy = proxy_of(&cluster);
+    connect(&proxy, "count", PATIENCE).await.unwrap();
+    let greeting = proxy.seen()[0].backend.0;
+    let over = Arc::new(AtomicUsize::new(0));
+    let writer = write_wal(&cluster, over.clone());
+    let sweeps = async {
+        let (mut sweeps, mut planned) = (Vec::new(), 0);
+        let faults = |side, count: u64, part: u64, acts: &[Act]| {
+            let of = |at: u64| acts[at as usize % acts.len()];
+            let places = (0..count).filter(|at| at % 6 == part);
+            places
+                .flat_map(|at| [Place::After(at), Place::Within(at)].map(|place| (place, of(at))))
+                .map(|(place, act)| Fault { session: None, side, place, act })
+                .collect::<Vec<_>>()
+        };
+        for part in 0..6 {
+            for acts in [&[Act::Reset, Act::Close][..], &[Act::Close, Act::Reset], &[Act::BlackHole]] {
+                let mut todo = faults(Side::Backend, greeting + 40, part, acts);
+                todo.extend(faults(Side::Frontend, 12, part, acts));
+                planned += todo.len();
+                let received = Received::new(Timeline(1), from);
+                sweeps.push(tokio::spawn(stream_through(proxy_of(&cluster), received, todo)));
+            }
+        }
+        let mut done = Vec::new();
+        for sweep in sweeps {
+            done.push(sweep.await.unwrap());
+        }
+        over.store(1, Ordering::Relaxed);
+        (done, planned)
+    };
+    let ((done, planned), ()) = tokio::join!(sweeps, writer);
+    let end = flushed(&mut asker).await;
+    let hits: usize = done.iter().map(|(_, hits)| hits).sum();
+    for (mut received, _) in done {
+        let client = connect(&proxy, "healed", PATIENCE).await.unwrap();
+        let stream = received.go_on(client, end).await.unwrap();
+        assert_eq!(stream.end().await.unwrap().next, None);
+        assert_eq!(received.position(), end);
+        received.assert_same_as_in(&cluster.data);
+    }
+    println!("{hits} of {planned} cuts, {} bytes of WAL", end.0 - from.0);
+    assert!(hits * 20 >= planned * 19, "{hits} of {planned} cuts came about");
     asker.assert_nothing_is_left().await;
 }
