@@ -354,3 +354,133 @@ async fn wal_is_whole_and_contiguous_however_often_its_stream_is_cut() {
     assert!(hits * 20 >= planned * 19, "{hits} of {planned} cuts came about");
     asker.assert_nothing_is_left().await;
 }
+
+/// Makes a server that was promoted, or never was anything else, a standby that reads its own WAL.
+fn make_standby(cluster: &TestCluster) {
+    cluster.stop("fast");
+    let signal = cluster.data.join("standby.signal");
+    std::fs::write(&signal, "").unwrap();
+    own(&signal);
+    cluster.start();
+}
+
+/// How a timeline ended for a client: what it received, and what follows.
+async fn to_its_end(
+    proxy: &Proxy,
+    received: &mut Received,
+    limit: Duration,
+) -> Result<(Timeline, Lsn), ReplicationError> {
+    let client = connect(proxy, "switch", limit).await?;
+    let stream = received.go_on(client, Lsn(u64::MAX)).await?;
+    let ended = stream.end().await?;
+    let next = ended.next.expect("a timeline follows");
+    // The connection is good for the next timeline.
+    let mut client = ended.client;
+    assert_eq!(client.identify().await?.timeline, next.0);
+    Ok(next)
+}
+
+/// Streams while the standby is promoted. Answers how the client saw it.
+async fn promote_while_streaming(
+    cluster: &TestCluster,
+    proxy: &Proxy,
+    received: &mut Received,
+    limit: Duration,
+) -> Result<(Timeline, Lsn), ReplicationError> {
+    let promotion = async {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        let conninfo = cluster.conninfo();
+        let promote = move || dr_testkit::pg::sql(&conninfo, "SELECT pg_promote()");
+        assert_eq!(tokio::task::spawn_blocking(promote).await.unwrap(), "t");
+    };
+    tokio::join!(to_its_end(proxy, received, limit), promotion).0
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn slow_a_switch_of_the_timeline_is_followed_however_it_is_cut() {
+    let scratch = Scratch::new();
+    let cluster = TestCluster::start_small(scratch.path(), "switch");
+    cluster.configure(&["wal_keep_size = 4GB", "hot_standby = on"]);
+    let proxy = proxy_of(&cluster);
+    let (mut timeline, mut messages, mut cuts) = (Timeline(1), None, 0);
+    let acts = [Act::Reset, Act::Close, Act::BlackHole];
+    // Each round promotes; from the second on, the connection is cut where the timeline ended in the
+    // first: before, at and after the message that says so.
+    for round in 0..7_u64 {
+        cluster.sql("SELECT pg_logical_emit_message(true, 'cuts', repeat('x', 300000))");
+        let from: Lsn = cluster.sql("SELECT pg_current_wal_flush_lsn()").parse().unwrap();
+        let mut received = Received::new(timeline, Lsn(from.0 / SEGMENT * SEGMENT));
+        make_standby(&cluster);
+        let fault = messages.map(|end: u64| Fault {
+            session: None,
+            side: Side::Backend,
+            place: [Place::After(end - 3 + round), Place::Within(end - 3 + round)][round as usize % 2],
+            act: acts[round as usize % 3],
+        });
+        proxy.set(fault);
+        // Its promotion is awaited too, so silence must not be short.
+        let limit = fault.map_or(PATIENCE, |_| Duration::from_secs(2));
+        let outcome = promote_while_streaming(&cluster, &proxy, &mut received, limit).await;
+        let seen = proxy.seen().remove(0);
+        match (outcome, fault) {
+            (Ok(next), _) => assert_eq!(next.0, Timeline(timeline.0 + 1)),
+            (Err(error), Some(fault)) => assert_passes(&error, fault),
+            (Err(error), None) => panic!("{error}"),
+        }
+        if messages.is_none() {
+            let end = seen.tags.iter().position(|tag| *tag == b'c').unwrap();
+            messages = Some(end as u64);
+        }
+        cuts += u64::from(seen.hit);
+        proxy.hang_up();
+        proxy.set(None);
+        // Whatever was lost: it goes on from there, and then on the timeline that follows.
+        let (next, switch) = to_its_end(&proxy, &mut received, PATIENCE).await.unwrap();
+        assert_eq!((next, switch), (Timeline(timeline.0 + 1), received.position()));
+        received.assert_same_as_in(&cluster.data);
+        if round == 1 {
+            every_cut_of_an_ended_timeline(&cluster, &received, switch).await;
+        }
+        cluster.sql("SELECT pg_logical_emit_message(true, 'cuts', repeat('y', 100000))");
+        let end: Lsn = cluster.sql("SELECT pg_current_wal_flush_lsn()").parse().unwrap();
+        let mut after = Received::new(next, switch);
+        let client = connect(&proxy, "after", PATIENCE).await.unwrap();
+        drop(after.go_on(client, end).await.unwrap());
+        after.assert_same_as_in(&cluster.data);
+        timeline = next;
+    }
+    assert!(cuts >= 5, "{cuts} of 6 promotions were cut");
+    Asker::of(&cluster).await.assert_nothing_is_left().await;
+}
+
+/// The same messages as at a promotion, as often as is wanted: the server sends the rest of a
+/// timeline that has ended, says so, and tells which one follows.
+async fn every_cut_of_an_ended_timeline(cluster: &TestCluster, whole: &Received, switch: Lsn) {
+    let from = Lsn(switch.0 - SEGMENT / 4);
+    let proxy = proxy_of(cluster);
+    let mut received = Received::new(whole.timeline, from);
+    to_its_end(&proxy, &mut received, PATIENCE).await.unwrap();
+    // After the last message of the stream's end comes the answer to another command.
+    let seen = proxy.seen().remove(0);
+    let first = seen.tags.iter().position(|tag| *tag == b'W').unwrap() as u64;
+    let last = first + seen.tags[first as usize..].iter().position(|tag| *tag == b'Z').unwrap() as u64;
+    for at in first..=last {
+        for place in [Place::After(at), Place::Within(at)] {
+            for act in [Act::Reset, Act::Close, Act::BlackHole] {
+                if act == Act::BlackHole && place == Place::Within(at) {
+                    continue;
+                }
+                let fault = Fault { session: None, side: Side::Backend, place, act };
+                proxy.set(Some(fault));
+                let mut received = Received::new(whole.timeline, from);
+                let outcome = to_its_end(&proxy, &mut received, patience_for(Some(fault))).await;
+                assert_passes(&outcome.expect_err(&format!("{fault:?}")), fault);
+                proxy.hang_up();
+                proxy.set(None);
+                let (next, at) = to_its_end(&proxy, &mut received, PATIENCE).await.unwrap();
+                assert_eq!((next, at, received.position()), (Timeline(whole.timeline.0 + 1), switch, switch));
+                received.assert_same_as_in(&cluster.data);
+            }
+        }
+    }
+}

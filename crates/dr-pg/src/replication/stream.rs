@@ -58,10 +58,13 @@ pub struct WalStream {
     timeline: Timeline,
     next: Lsn,
     server_done: bool,
+    /// The server had nothing to stream and told at once what follows; it waits for a command.
+    told: Option<Option<(Timeline, Lsn)>>,
 }
 
 impl ReplicationClient {
-    /// Streams WAL of a timeline from `from` on, keeping it reserved by `slot`.
+    /// Streams WAL of a timeline from `from` on, keeping it reserved by `slot`. Where `from` is the
+    /// timeline's very end, the first event says so.
     ///
     /// Errors: class missing (58P01) when the server has removed that WAL.
     pub async fn stream(
@@ -74,9 +77,32 @@ impl ReplicationClient {
         let slot = slot.map(|name| format!("SLOT {} ", identifier(name))).unwrap_or_default();
         let command = format!("START_REPLICATION {slot}PHYSICAL {from} TIMELINE {}", timeline.0);
         self.send_command(&command).await?;
-        match self.wire.receive_soon(doing).await? {
-            Message::CopyBoth => Ok(WalStream { client: self, timeline, next: from, server_done: false }),
-            other => self.failed(doing, other).await,
+        let told = match self.wire.receive_soon(doing).await? {
+            Message::CopyBoth => None,
+            // The server skips the copy where the timeline ends (`StartReplication`).
+            Message::RowDescription(_) => Some(self.what_follows(doing, true).await?),
+            other => return self.failed(doing, other).await,
+        };
+        Ok(WalStream { client: self, timeline, next: from, server_done: told.is_some(), told })
+    }
+
+    /// What is said after the last of a timeline, up to the server's readiness. `done`: its part of
+    /// the copy is over.
+    async fn what_follows(
+        &mut self,
+        doing: &str,
+        mut done: bool,
+    ) -> Result<Option<(Timeline, Lsn)>, ReplicationError> {
+        let mut next = None;
+        loop {
+            match self.wire.receive_soon(doing).await? {
+                Message::CopyData(_) if !done => {}
+                Message::CopyDone if !done => done = true,
+                Message::RowDescription(_) | Message::Complete(_) => {}
+                Message::Row(columns) => next = next_timeline(&columns),
+                Message::Ready(_) => return Ok(next),
+                other => return Err(self.wire.unexpected(doing, &other)),
+            }
         }
     }
 }
@@ -97,6 +123,9 @@ impl WalStream {
     /// Cancel safety: nothing is lost when this is dropped, so it may stand in a `select!`.
     pub async fn next(&mut self) -> Result<StreamEvent, ReplicationError> {
         let doing = "stream WAL";
+        if self.server_done {
+            return Ok(StreamEvent::EndOfTimeline);
+        }
         let wire = &mut self.client.wire;
         match wire.receive(doing, wire.patience.stream).await? {
             Message::CopyData(data) => {
@@ -118,7 +147,8 @@ impl WalStream {
     }
 
     /// Tells the server what is written, flushed and applied here. Must come more often than
-    /// `wal_sender_timeout`, from a task that nothing blocks.
+    /// `wal_sender_timeout`, from a task that nothing blocks. The server listens until
+    /// [`end`](Self::end), after the end of the timeline too.
     ///
     /// Not cancel-safe: dropped half way, the connection is at its end.
     pub async fn report(
@@ -129,6 +159,9 @@ impl WalStream {
         now: Timestamp,
         wants_answer: bool,
     ) -> Result<(), ReplicationError> {
+        if self.told.is_some() {
+            return Ok(());
+        }
         let mut status = Vec::with_capacity(34);
         status.push(b'r');
         for lsn in [written, flushed, applied] {
@@ -142,20 +175,12 @@ impl WalStream {
     /// Ends the stream in good order: after [`StreamEvent::EndOfTimeline`], or because this side
     /// wants to. What the server still sends is dropped.
     pub async fn end(mut self) -> Result<StreamEnd, ReplicationError> {
-        let doing = "end the stream";
-        self.client.wire.send(b"c\0\0\0\x04").await?;
-        let mut next = None;
-        let mut done = self.server_done;
-        loop {
-            match self.client.wire.receive_soon(doing).await? {
-                Message::CopyData(_) if !done => {}
-                Message::CopyDone if !done => done = true,
-                Message::RowDescription(_) | Message::Complete(_) => {}
-                Message::Row(columns) => next = next_timeline(&columns),
-                Message::Ready(_) => return Ok(StreamEnd { next, client: self.client }),
-                other => return Err(self.client.wire.unexpected(doing, &other)),
-            }
+        if let Some(next) = self.told {
+            return Ok(StreamEnd { next, client: self.client });
         }
+        self.client.wire.send(b"c\0\0\0\x04").await?;
+        let next = self.client.what_follows("end the stream", self.server_done).await?;
+        Ok(StreamEnd { next, client: self.client })
     }
 }
 
