@@ -261,8 +261,13 @@ impl TestCluster {
 
     /// Loads the tables of `tenants` tenants, a schema each, with `rows` orders each.
     pub fn load_tenants(&self, tenants: u32, rows: u32) {
+        self.load_tenants_as("tenant", tenants, rows);
+    }
+
+    /// The same with schemas that begin with another word.
+    pub fn load_tenants_as(&self, word: &str, tenants: u32, rows: u32) {
         for tenant in 1..=tenants {
-            let schema = format!("tenant_{tenant}");
+            let schema = format!("{word}_{tenant}");
             self.sql(&format!(
                 "CREATE SCHEMA {schema}; SET search_path = {schema};
                  CREATE TABLE customers (id int PRIMARY KEY, name text, email text);

@@ -68,7 +68,8 @@ pub enum Act {
 /// What happens to connections that begin from now on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Fault {
-    /// Only to sessions of this kind; `None`: to any.
+    /// Only to sessions of this kind; `None`: to any. What kind a session is shows in the client's
+    /// first words, which come after the server's answer to a question for TLS.
     pub session: Option<Session>,
     /// In which direction it is counted.
     pub side: Side,
