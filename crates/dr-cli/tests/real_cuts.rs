@@ -5,6 +5,7 @@
 mod common;
 
 use std::path::Path;
+use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
 
 use common::{Shop, json};
@@ -44,6 +45,13 @@ impl Line {
         (output.status.code().unwrap(), said)
     }
 
+    /// Begins one that is not waited for.
+    fn begin(&self) -> Child {
+        let mut child = command(&self.shop.dr);
+        child.current_dir(self.shop.scratch.path()).args(self.arguments());
+        child.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap()
+    }
+
     /// How many backups are listed.
     fn listed(&self) -> usize {
         let listed = json(&self.shop.job(&["list", "--json"]));
@@ -72,6 +80,15 @@ impl Line {
         let most =
             |kind| seen.iter().filter(|seen| seen.session == kind).map(|seen| seen.backend.0).max().unwrap();
         (most(Session::Replication), most(Session::Sql))
+    }
+
+    /// Waits until the fault came about in some connection.
+    fn wait_until_hit(&self) {
+        let began = Instant::now();
+        while !self.proxy.seen().iter().any(|seen| seen.hit) {
+            assert!(began.elapsed() < LIMIT, "the fault never came about");
+            std::thread::sleep(Duration::from_millis(2));
+        }
     }
 
     /// A backup over the healed connection works, and restores to what is there.
@@ -128,6 +145,44 @@ fn slow_a_streamed_backup_whose_connection_is_cut_lists_nothing_and_the_next_one
         assert_eq!(line.listed(), listed, "{fault:?}");
     }
     line.assert_next_one_restores("healed");
+}
+
+#[test]
+fn slow_a_streamed_backup_that_is_killed_or_told_to_stop_lists_nothing_even_in_a_black_hole() {
+    let line = Line::open();
+    let (messages, queries) = line.count();
+    let listed = line.listed();
+    let mut places: Vec<(Session, u64)> =
+        [1, 20, 300, 700, 999].map(|part| (Session::Replication, messages * part / 1000)).to_vec();
+    places.extend([3, 60, 95].map(|part| (Session::Sql, (queries * part / 100).max(1))));
+    for (session, at) in places {
+        for signal in ["-KILL", "-TERM"] {
+            line.proxy.set(Some(backend(session, Place::After(at), Act::BlackHole)));
+            let mut child = line.begin();
+            line.wait_until_hit();
+            std::thread::sleep(Duration::from_millis(30));
+            ok(command("/bin/kill").args([signal, &child.id().to_string()]));
+            let began = Instant::now();
+            let status = loop {
+                if let Some(status) = child.try_wait().unwrap() {
+                    break status;
+                }
+                if began.elapsed() > Duration::from_secs(5) {
+                    let _ = child.kill();
+                    child.wait().unwrap();
+                    panic!("{signal} at message {at} of {session:?}: it does not end");
+                }
+                std::thread::sleep(Duration::from_millis(5));
+            };
+            let expected = if signal == "-TERM" { Some(19) } else { None };
+            assert_eq!(status.code(), expected, "{signal} at message {at} of {session:?}");
+            // What the kernel of a server does when nobody answers any more.
+            line.proxy.hang_up();
+            line.assert_nothing_is_left();
+            assert_eq!(line.listed(), listed);
+        }
+    }
+    line.assert_next_one_restores("after-signals");
 }
 
 /// A file system of so many bytes over a directory, until it is dropped.

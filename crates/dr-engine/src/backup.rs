@@ -32,6 +32,7 @@ use dr_storage::format::{
     BackupStatus, BadPageRecord, ManifestBody, ManifestHead, SessionBegin, SessionRef, WalkMark,
 };
 use dr_storage::{ClusterIdentity, PackKind, SessionWriter};
+use futures_util::TryFutureExt;
 
 use crate::context::{Context, JobLog};
 use crate::error::EngineError;
@@ -98,12 +99,13 @@ async fn run(
 
     let stage = log.stage("start", None, Unit::Steps);
     let doing = "cannot start the backup";
-    let mut pg = source
-        .begin(&format!("dr {id}"), plan.options.fast_checkpoint)
-        .await
-        .map_err(EngineError::source(doing))?;
-    let relations_before = pg.relations().await.map_err(EngineError::source("cannot list the relations"))?;
-    let total = pg.size_estimate().await.map_err(EngineError::source("cannot tell the cluster's size"))?;
+    let label = format!("dr {id}");
+    let begun = source.begin(&label, plan.options.fast_checkpoint).map_err(EngineError::source(doing));
+    let mut pg = context.cancel.or(begun).await?;
+    let before = pg.relations().map_err(EngineError::source("cannot list the relations"));
+    let relations_before = context.cancel.or(before).await?;
+    let total = pg.size_estimate().map_err(EngineError::source("cannot tell the cluster's size"));
+    let total = context.cancel.or(total).await?;
     log.end(stage);
 
     let stage = log.stage(COPY, total, Unit::Bytes);
@@ -116,8 +118,9 @@ async fn run(
 
     let stage = log.stage("stop", None, Unit::Steps);
     let start = pg.start().clone();
-    let extras = Extras::collect(context, pg.as_mut(), relations_before).await?;
-    let (stop, control) = pg.finish().await.map_err(EngineError::source("cannot end the backup"))?;
+    let extras = context.cancel.or(Extras::collect(context, pg.as_mut(), relations_before)).await?;
+    let ended = pg.finish().map_err(EngineError::source("cannot end the backup"));
+    let (stop, control) = context.cancel.or(ended).await?;
     log.end(stage);
 
     let stage = log.stage("store", None, Unit::Steps);
