@@ -11,6 +11,7 @@ use dr_core::{Lsn, Timeline, Timestamp};
 use dr_pg::ConnInfo;
 use dr_pg::replication::{ReplicationClient, ReplicationError, ReplicationMode, StreamEvent};
 use dr_testkit::pg::{Scratch, TestCluster, bin_dir, command, ok, run};
+use dr_testkit::proxy::{Act, Fault, Place, Proxy, Side, Upstream};
 
 const LIMIT: Duration = Duration::from_secs(60);
 
@@ -268,4 +269,92 @@ async fn streamed_wal_is_what_the_server_wrote() {
     let mut gone = client.stream(None, Lsn(0x10000), Timeline(1)).await.unwrap();
     let error = gone.next().await.unwrap_err();
     assert_eq!((error.class(), error.sqlstate()), (ErrorClass::Missing, Some("58P01")));
+}
+
+async fn wait_until(what: &str, mut holds: impl FnMut() -> bool) {
+    let began = std::time::Instant::now();
+    while !holds() {
+        assert!(began.elapsed() < LIMIT, "{what}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+#[tokio::test]
+async fn a_tls_handshake_that_is_cut_passes_and_one_that_is_refused_does_not() {
+    let scratch = Scratch::new();
+    let (cluster, port) = tls_cluster(&scratch);
+    let proxy = Proxy::tcp(Upstream::Tcp(([127, 0, 0, 1], port).into()));
+    let ca = cluster.data.join("ca.crt").display().to_string();
+    let base = format!(
+        "host=localhost hostaddr=127.0.0.1 port={} user=scram password=pa:ss connect_timeout=10 sslmode=verify-full",
+        proxy.port()
+    );
+    let good = format!("{base} sslrootcert={ca}");
+    assert!(connect(&good).await.unwrap().is_encrypted());
+    let (sent, received) = (proxy.seen()[0].frontend.1, proxy.seen()[0].backend.1);
+    let mut cuts = 0;
+    for (side, total) in [(Side::Frontend, sent), (Side::Backend, received)] {
+        for byte in (0..total).step_by(total as usize / 25) {
+            let act = if cuts % 2 == 0 { Act::Reset } else { Act::Close };
+            proxy.set(Some(Fault { session: None, side, place: Place::Byte(byte), act }));
+            let error = connect(&good).await.expect_err("it was cut");
+            assert_eq!(error.class(), ErrorClass::Transient, "{side:?} {byte}: {error}");
+            assert_eq!(error.code(), "replication-unreachable", "{side:?} {byte}: {error}");
+            cuts += 1;
+        }
+    }
+    assert!(cuts >= 50, "{cuts}");
+    proxy.set(None);
+    let other = cluster.data.join("other.crt").display().to_string();
+    let error = connect(&format!("{base} sslrootcert={other}")).await.unwrap_err();
+    assert_eq!(error.class(), ErrorClass::Denied, "{error}");
+}
+
+#[tokio::test]
+async fn direct_tls_works_from_17_on_and_is_explained_before() {
+    let scratch = Scratch::new();
+    let (cluster, port) = tls_cluster(&scratch);
+    let ca = cluster.data.join("ca.crt").display().to_string();
+    let proxy = Proxy::tcp(Upstream::Tcp(([127, 0, 0, 1], port).into()));
+    let base = format!(
+        "host=localhost hostaddr=127.0.0.1 port={} user=scram password=pa:ss sslnegotiation=direct",
+        proxy.port()
+    );
+    let direct = format!("{base} sslmode=verify-full sslrootcert={ca} channel_binding=require");
+    let major = connect(&cluster.conninfo()).await.unwrap().major();
+    if major < 17 {
+        let error = connect(&direct).await.unwrap_err();
+        assert!(error.to_string().contains("older than 17"), "{error}");
+        eprintln!("PostgreSQL {major} has no direct TLS: set DR_TEST_PG_BIN to one of 17 or later");
+        return;
+    }
+    let mut client = connect(&direct).await.unwrap();
+    assert!(client.is_encrypted());
+    client.identify().await.unwrap();
+    // SQL takes the same way.
+    let source = dr_pg::StreamSource::new(dr_pg::StreamSourceOptions {
+        conninfo: format!("{direct} dbname=postgres"),
+        max_rate: None,
+        standby: dr_pg::StandbyPolicy::Never,
+    });
+    let described = dr_core::port::DatabaseSource::describe(&source).await.unwrap();
+    assert_eq!(described.version_num / 10_000, major);
+    // No question came before the handshake: nothing could be told apart.
+    let seen = &proxy.seen()[0];
+    assert_eq!((seen.frontend.0, seen.backend.0), (0, 0), "{seen:?}");
+    let other = cluster.data.join("other.crt").display().to_string();
+    let error = connect(&format!("{base} sslmode=verify-ca sslrootcert={other}")).await.unwrap_err();
+    assert_eq!(error.class(), ErrorClass::Denied, "{error}");
+    // Whoever speaks TLS and does not answer "postgresql" is somebody else.
+    let mut web = command("openssl");
+    web.args(["s_server", "-quiet", "-cert", "server.crt", "-key", "server.key", "-accept"]);
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let mut web = web.arg(listener.to_string()).current_dir(&cluster.data).spawn().unwrap();
+    wait_until("it listens", || std::net::TcpStream::connect(("127.0.0.1", listener)).is_ok()).await;
+    let elsewhere = direct.replace(&format!("port={}", proxy.port()), &format!("port={listener}"));
+    let error = connect(&elsewhere).await.unwrap_err();
+    let _ = web.kill();
+    web.wait().unwrap();
+    assert_eq!(error.class(), ErrorClass::Denied, "{error}");
+    assert!(error.to_string().contains("direct TLS"), "{error}");
 }

@@ -12,8 +12,8 @@ use thiserror::Error;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
 use tokio_postgres::tls::{ChannelBinding, TlsConnect, TlsStream};
-use tokio_rustls::TlsConnector;
 use tokio_rustls::rustls::pki_types::ServerName;
+use tokio_rustls::{TlsConnector, rustls};
 
 use super::info::{ConnInfo, Endpoint, Host};
 use super::tls::{self, Negotiation, TlsMode};
@@ -193,7 +193,7 @@ async fn secure(info: &ConnInfo, name: &str, mut stream: TcpStream) -> Result<Li
     let stream = TlsConnector::from(Arc::new(config))
         .connect(server_name, stream)
         .await
-        .map_err(|error| LinkError::Tls(format!("the TLS handshake failed: {error}")))?;
+        .map_err(|error| handshake_failed(&error, options.negotiation))?;
     let session = stream.get_ref().1;
     if options.negotiation == Negotiation::Direct && session.alpn_protocol().is_none() {
         return Err(LinkError::Tls(
@@ -204,6 +204,19 @@ async fn secure(info: &ConnInfo, name: &str, mut stream: TcpStream) -> Result<Li
     let certificate = session.peer_certificates().and_then(<[_]>::first);
     let end_point = certificate.and_then(|certificate| tls::end_point(certificate));
     Ok(Link { stream: Stream { inner: Box::new(stream), end_point }, encrypted: true })
+}
+
+/// A handshake that one of the sides refused, or one that the network cut.
+fn handshake_failed(error: &io::Error, negotiation: Negotiation) -> LinkError {
+    let reason = format!("the TLS handshake failed: {error}");
+    if error.get_ref().is_some_and(|inner| inner.is::<rustls::Error>()) {
+        return LinkError::Tls(reason);
+    }
+    LinkError::Unreachable(match negotiation {
+        Negotiation::Postgres => reason,
+        // It takes the handshake for a message of a wrong length and hangs up without a word.
+        Negotiation::Direct => format!("{reason} (a server older than 17 hangs up at sslnegotiation=direct)"),
+    })
 }
 
 /// Asks for TLS. Exactly one byte is read: whatever follows belongs to TLS, and bytes that came
