@@ -8,6 +8,7 @@
 //! client. Sending cannot: a message that was cut off ends the connection.
 
 mod backup;
+mod cancel;
 mod client;
 mod error;
 mod messages;
@@ -17,6 +18,7 @@ mod tar;
 mod wire;
 
 pub use backup::{ArchiveStart, BackupEnd, BackupEvent, BaseBackup, BaseBackupOptions, BaseBackupStart};
+pub use cancel::Canceller;
 pub use client::{Identity, ReplicationClient, ReplicationMode, SlotFacts};
 pub use error::ReplicationError;
 pub use patience::Patience;

@@ -271,11 +271,62 @@ async fn streamed_wal_is_what_the_server_wrote() {
     assert_eq!((error.class(), error.sqlstate()), (ErrorClass::Missing, Some("58P01")));
 }
 
+/// Whether a session of that name is busy.
+fn is_busy(cluster: &TestCluster, name: &str) -> bool {
+    let query = format!(
+        "SELECT count(*) FROM pg_stat_activity WHERE application_name = '{name}' AND state = 'active'"
+    );
+    cluster.sql(&query) != "0"
+}
+
 async fn wait_until(what: &str, mut holds: impl FnMut() -> bool) {
     let began = std::time::Instant::now();
     while !holds() {
         assert!(began.elapsed() < LIMIT, "{what}");
         tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_request_to_cancel_ends_a_statement_and_a_backup_on_the_server_with_and_without_tls() {
+    let scratch = Scratch::new();
+    let (cluster, port) = tls_cluster(&scratch);
+    let tls =
+        format!("host=localhost hostaddr=127.0.0.1 port={port} user=scram password=pa:ss sslmode=require");
+    for (number, base) in [cluster.conninfo(), format!("{tls} dbname=postgres")].iter().enumerate() {
+        let name = format!("cancelled{number}");
+        let info = ConnInfo::parse(&format!("{base} application_name={name}")).unwrap();
+        let mut client = ReplicationClient::connect(&info, ReplicationMode::Database).await.unwrap();
+        assert_eq!(client.is_encrypted(), number == 1);
+        let canceller = client.canceller().unwrap();
+        let statement = tokio::spawn(async move {
+            let outcome = client.rows("sleep", "SELECT pg_sleep(300)").await;
+            (outcome, client)
+        });
+        wait_until("the statement runs", || is_busy(&cluster, &name)).await;
+        canceller.cancel().await.unwrap();
+        let (outcome, mut client) = statement.await.unwrap();
+        let error = outcome.unwrap_err();
+        assert_eq!((error.class(), error.sqlstate()), (ErrorClass::Transient, Some("57014")));
+        wait_until("the statement ended", || !is_busy(&cluster, &name)).await;
+        // Where nothing runs it changes nothing, and the connection is good for more.
+        canceller.cancel().await.unwrap();
+        assert_eq!(client.rows("ask", "SELECT 1").await.unwrap()[0][0].as_deref(), Some("1"));
+
+        // So slow that it would take minutes.
+        let slow = dr_pg::replication::BaseBackupOptions { max_rate: Some(64), ..options(false) };
+        let (_, mut backup) = client.base_backup(&slow).await.unwrap();
+        backup.next().await.unwrap();
+        assert!(is_busy(&cluster, &name));
+        canceller.cancel().await.unwrap();
+        let error = loop {
+            match tokio::time::timeout(LIMIT, backup.next()).await.unwrap() {
+                Ok(event) => assert!(event.is_some(), "it is not over"),
+                Err(error) => break error,
+            }
+        };
+        assert_eq!((error.class(), error.sqlstate()), (ErrorClass::Transient, Some("57014")));
+        wait_until("the backup ended", || !is_busy(&cluster, &name)).await;
     }
 }
 
@@ -342,6 +393,9 @@ async fn direct_tls_works_from_17_on_and_is_explained_before() {
     // No question came before the handshake: nothing could be told apart.
     let seen = &proxy.seen()[0];
     assert_eq!((seen.frontend.0, seen.backend.0), (0, 0), "{seen:?}");
+    let canceller = client.canceller().unwrap();
+    canceller.cancel().await.unwrap();
+    client.identify().await.unwrap();
     let other = cluster.data.join("other.crt").display().to_string();
     let error = connect(&format!("{base} sslmode=verify-ca sslrootcert={other}")).await.unwrap_err();
     assert_eq!(error.class(), ErrorClass::Denied, "{error}");

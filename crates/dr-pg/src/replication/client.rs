@@ -7,6 +7,7 @@ use dr_core::{Lsn, SystemId, Timeline};
 use postgres_protocol::authentication::{md5_hash, sasl};
 use postgres_protocol::message::frontend;
 
+use super::cancel::{CancelKey, Canceller};
 use super::error::ReplicationError;
 use super::messages::{Fields, Message};
 use super::patience::Patience;
@@ -40,14 +41,6 @@ pub struct SlotFacts {
     pub restart: Option<Lsn>,
     /// The timeline of that position.
     pub timeline: Option<Timeline>,
-}
-
-/// What a server needs to end a command of another connection.
-#[derive(Clone, Debug)]
-struct CancelKey {
-    endpoint: Endpoint,
-    process: u32,
-    secret: Bytes,
 }
 
 /// A connection to one server. Dropping it ends whatever it was doing.
@@ -462,31 +455,9 @@ impl ReplicationClient {
         self.rows(&format!("drop slot {name}"), &command).await.map(drop)
     }
 
-    /// Asks the server, over a connection of its own, to end what this one is doing.
-    pub async fn cancel(&self) -> Result<(), ReplicationError> {
-        let Some(key) = &self.cancel_key else { return Err(self.wire.lost("it gave no key to cancel with")) };
-        let server = self.wire.server.clone();
-        let mut link = link(&self.info, &key.endpoint, !self.encrypted)
-            .await
-            .map_err(|error| ReplicationError::Unreachable { server, reason: error.to_string() })?;
-        // CancelRequest: its length, and 1234 and 5678; the key is longer from protocol 3.2 on.
-        let mut out = Vec::with_capacity(12 + key.secret.len());
-        out.extend_from_slice(&(12 + key.secret.len() as u32).to_be_bytes());
-        out.extend_from_slice(&80_877_102_u32.to_be_bytes());
-        out.extend_from_slice(&key.process.to_be_bytes());
-        out.extend_from_slice(&key.secret);
-        let sent = async {
-            use tokio::io::{AsyncReadExt, AsyncWriteExt};
-            link.stream.write_all(&out).await?;
-            link.stream.flush().await?;
-            // The server closes when it has passed the request on.
-            link.stream.read(&mut [0; 1]).await
-        };
-        match tokio::time::timeout(self.info.connect_limit, sent).await {
-            Ok(Ok(_)) => Ok(()),
-            Ok(Err(error)) => Err(self.wire.lost(error)),
-            Err(_) => Err(self.wire.late("take a request to cancel", self.info.connect_limit)),
-        }
+    /// What ends a command of this connection from elsewhere. `None`: the server gave no key for it.
+    pub fn canceller(&self) -> Option<Canceller> {
+        self.cancel_key.clone().map(|key| Canceller::new(self.info.clone(), key, self.encrypted))
     }
 }
 
