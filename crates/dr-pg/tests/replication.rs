@@ -126,6 +126,18 @@ async fn a_password_file_and_a_list_of_hosts_lead_to_the_server() {
 }
 
 #[tokio::test]
+async fn a_server_looks_soon_whether_its_client_is_still_there() {
+    let scratch = Scratch::new();
+    let (_cluster, port) = tls_cluster(&scratch);
+    let base = format!("host=localhost hostaddr=127.0.0.1 port={port} user=scram password=pa:ss");
+    let mut client = connect(&base).await.unwrap();
+    assert_eq!(client.show("tcp_keepalives_idle").await.unwrap(), "30");
+    assert_eq!(client.show("tcp_keepalives_count").await.unwrap(), "3");
+    let mut client = connect(&format!("{base} options='-c tcp_keepalives_idle=77'")).await.unwrap();
+    assert_eq!(client.show("tcp_keepalives_idle").await.unwrap(), "77");
+}
+
+#[tokio::test]
 async fn the_server_tells_what_it_is_and_keeps_slots() {
     let scratch = Scratch::new();
     let cluster = TestCluster::create(scratch.path(), "facts");

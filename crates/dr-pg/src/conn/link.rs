@@ -22,6 +22,12 @@ use super::tls::{self, Negotiation, TlsMode};
 /// for long, and `BASE_BACKUP` has no time-out of its own.
 const KEEPALIVE_IDLE: Duration = Duration::from_secs(30);
 
+/// What a server is asked to do likewise (nothing on a unix socket): its system's own time is two
+/// hours, for which the session of a client that vanished would keep the lock of its backup. Not
+/// `tcp_user_timeout`: a client that waits for its repository takes nothing either.
+pub(crate) const SERVER_KEEPALIVE: &str =
+    "-c tcp_keepalives_idle=30 -c tcp_keepalives_interval=10 -c tcp_keepalives_count=3";
+
 /// Unacknowledged bytes are given up after this time.
 const USER_TIMEOUT: Duration = Duration::from_secs(60);
 

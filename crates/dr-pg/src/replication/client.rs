@@ -12,7 +12,9 @@ use super::error::ReplicationError;
 use super::messages::{Fields, Message};
 use super::patience::Patience;
 use super::wire::Wire;
-use crate::conn::{ChannelBindingMode, ConnInfo, Endpoint, Link, LinkError, SessionKind, link};
+use crate::conn::{
+    ChannelBindingMode, ConnInfo, Endpoint, Link, LinkError, SERVER_KEEPALIVE, SessionKind, link,
+};
 
 /// What kind of session this is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -154,14 +156,16 @@ impl ReplicationClient {
             ReplicationMode::Physical => ("true", "replication"),
             ReplicationMode::Database => ("database", info.database.as_str()),
         };
-        let mut parameters = vec![
+        // What the connection string says comes later, and so holds.
+        let options = format!("{SERVER_KEEPALIVE} {}", info.options.as_deref().unwrap_or_default());
+        let parameters = vec![
             ("user", info.user.as_str()),
             ("database", database),
             ("replication", replication),
             ("client_encoding", "UTF8"),
             ("application_name", info.application_name.as_deref().unwrap_or("dr")),
+            ("options", options.as_str()),
         ];
-        parameters.extend(info.options.as_deref().map(|options| ("options", options)));
         let mut out = BytesMut::new();
         let built = frontend::startup_message(parameters, &mut out);
         built.map_err(|error| client.refused(error.to_string()))?;
