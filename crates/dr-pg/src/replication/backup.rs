@@ -81,7 +81,18 @@ pub enum BackupEvent {
 #[derive(Debug)]
 pub struct BaseBackup {
     client: ReplicationClient,
-    end: Option<BackupEnd>,
+    stage: Stage,
+}
+
+/// How far a backup is. Kept between two messages, so that a wait that is dropped loses nothing.
+#[derive(Clone, Copy, Debug)]
+enum Stage {
+    /// Archives come.
+    Sending,
+    /// All of them came; the end position, if it did too.
+    Ending(Option<BackupEnd>),
+    /// The server waits for the next command.
+    Over(BackupEnd),
 }
 
 impl ReplicationClient {
@@ -128,7 +139,7 @@ impl ReplicationClient {
             other => return Err(self.wire.unexpected(doing, &other)),
         }
         let start = BaseBackupStart { lsn: position.lsn, timeline: position.timeline, tablespaces, size };
-        Ok((start, BaseBackup { client: self, end: None }))
+        Ok((start, BaseBackup { client: self, stage: Stage::Sending }))
     }
 
     pub(super) fn needs(&self, major: u32, what: &str) -> Result<(), ReplicationError> {
@@ -229,38 +240,50 @@ impl BaseBackup {
     ///
     /// Cancel safety: nothing is lost when this is dropped.
     pub async fn next(&mut self) -> Result<Option<BackupEvent>, ReplicationError> {
-        let doing = "send a backup";
-        if self.end.is_some() {
-            return Ok(None);
-        }
-        let wire = &mut self.client.wire;
-        match wire.receive(doing, wire.patience.backup).await? {
-            Message::CopyData(data) => event(data).map(Some).map_err(|reason| wire.protocol(reason)),
-            Message::CopyDone => {
-                self.end =
-                    Some(self.client.position("end a backup", self.client.wire.patience.command).await?);
-                self.settle().await?;
-                Ok(None)
+        loop {
+            match self.stage {
+                Stage::Sending => match self.sent().await? {
+                    Some(event) => return Ok(Some(event)),
+                    None => self.stage = Stage::Ending(None),
+                },
+                Stage::Ending(at) => self.stage = self.after_the_archives(at).await?,
+                Stage::Over(_) => return Ok(None),
             }
-            other => self.client.failed(doing, other).await,
         }
     }
 
-    /// After the end position come the command's own completion and readiness.
-    async fn settle(&mut self) -> Result<(), ReplicationError> {
-        loop {
-            match self.client.wire.receive_soon("end a backup").await? {
-                Message::Complete(_) => {}
-                Message::Ready(_) => return Ok(()),
-                // With a wrong checksum found the server would fail here; it was told not to look.
-                other => return Err(self.client.wire.unexpected("end a backup", &other)),
-            }
+    /// The next piece of the archives; `None` after the last.
+    async fn sent(&mut self) -> Result<Option<BackupEvent>, ReplicationError> {
+        let doing = "send a backup";
+        let wire = &mut self.client.wire;
+        match wire.receive(doing, wire.patience.backup).await? {
+            Message::CopyData(data) => event(data).map(Some).map_err(|reason| wire.protocol(reason)),
+            Message::CopyDone => Ok(None),
+            // Nothing is read after it: the connection ends with this backup.
+            other => Err(wire.unexpected(doing, &other)),
+        }
+    }
+
+    /// Takes one of the last messages: the end position as a result of one row, the command's
+    /// completion, and readiness.
+    async fn after_the_archives(&mut self, at: Option<BackupEnd>) -> Result<Stage, ReplicationError> {
+        let doing = "end a backup";
+        let wire = &mut self.client.wire;
+        match wire.receive_soon(doing).await? {
+            Message::RowDescription(_) | Message::Complete(_) => Ok(Stage::Ending(at)),
+            Message::Row(columns) => Ok(Stage::Ending(position_of(&columns))),
+            Message::Ready(_) => at.map(Stage::Over).ok_or_else(|| wire.protocol("a position is missing")),
+            // With a wrong checksum found the server would fail here; it was told not to look.
+            other => Err(wire.unexpected(doing, &other)),
         }
     }
 
     /// Where the backup ended, and the connection for further commands. `None` before the end.
     pub fn finish(self) -> Option<(BackupEnd, ReplicationClient)> {
-        self.end.map(|end| (end, self.client))
+        match self.stage {
+            Stage::Over(end) => Some((end, self.client)),
+            _ => None,
+        }
     }
 
     /// Where the server is, for messages.

@@ -142,7 +142,8 @@ impl WalStream {
                 self.server_done = true;
                 Ok(StreamEvent::EndOfTimeline)
             }
-            other => self.client.failed(doing, other).await,
+            // Nothing is read after it, so that the error is not lost with a wait that is dropped.
+            other => Err(wire.unexpected(doing, &other)),
         }
     }
 
