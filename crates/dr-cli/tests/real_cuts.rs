@@ -46,9 +46,9 @@ impl Line {
     }
 
     /// Begins one that is not waited for.
-    fn begin(&self) -> Child {
+    fn begin_with(&self, arguments: &[&str]) -> Child {
         let mut child = command(&self.shop.dr);
-        child.current_dir(self.shop.scratch.path()).args(self.arguments());
+        child.current_dir(self.shop.scratch.path()).args(arguments).args(self.arguments());
         child.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap()
     }
 
@@ -158,7 +158,7 @@ fn slow_a_streamed_backup_that_is_killed_or_told_to_stop_lists_nothing_even_in_a
     for (session, at) in places {
         for signal in ["-KILL", "-TERM"] {
             line.proxy.set(Some(backend(session, Place::After(at), Act::BlackHole)));
-            let mut child = line.begin();
+            let mut child = line.begin_with(&[]);
             line.wait_until_hit();
             std::thread::sleep(Duration::from_millis(30));
             ok(command("/bin/kill").args([signal, &child.id().to_string()]));
@@ -182,6 +182,18 @@ fn slow_a_streamed_backup_that_is_killed_or_told_to_stop_lists_nothing_even_in_a
             assert_eq!(line.listed(), listed);
         }
     }
+    // Where the network is well the server is rid of it at once.
+    line.proxy.set(None);
+    let mut child = line.begin_with(&["--set", "backup.max_rate=2MiB"]);
+    let began = Instant::now();
+    while !line.proxy.seen().iter().any(|seen| seen.session == Session::Replication && seen.backend.0 > 100) {
+        assert!(began.elapsed() < LIMIT, "it never began");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    ok(command("/bin/kill").args(["-TERM", &child.id().to_string()]));
+    assert_eq!(child.wait().unwrap().code(), Some(19));
+    line.assert_nothing_is_left();
+    assert_eq!(line.listed(), listed);
     line.assert_next_one_restores("after-signals");
 }
 
@@ -225,7 +237,7 @@ fn slow_a_streamed_backup_into_a_full_disk_is_told_and_the_next_one_works() {
     };
     std::fs::rename(&repo, &aside).unwrap();
     std::fs::create_dir(&repo).unwrap();
-    let size = used(&aside) + (3 << 20);
+    let size = used(&aside) + (1 << 20);
     let Some(small) = Small::mount(&repo, size) else {
         eprintln!("no small file system can be mounted here (not root?)");
         return;
