@@ -1,4 +1,5 @@
-//! `cargo xtask bench-peers`: dr beside pgBackRest, in one run.
+//! `cargo xtask bench-peers`: dr beside pgBackRest; `cargo xtask bench-stream`: a streamed backup
+//! beside what bounds it.
 
 use std::process::Command;
 
@@ -17,6 +18,17 @@ pub fn main(args: &[String]) -> Result<(), String> {
     if let (false, Some(path)) = (given, other) {
         bench.arg("--pgbackrest").arg(path);
     }
+    bench.args(args);
+    run(bench)
+}
+
+/// Builds for release and runs `benches/stream.py`; further arguments go to it.
+pub fn stream(args: &[String]) -> Result<(), String> {
+    run(cargo(&["build", "--release", "--package", "dr-cli", "--package", "dr-benches"]))?;
+    let mut bench = Command::new("python3");
+    bench.current_dir(root()).arg("benches/stream.py");
+    bench.arg("--dr").arg(target().join("release/dr"));
+    bench.arg("--receive").arg(target().join("release/receive"));
     bench.args(args);
     run(bench)
 }

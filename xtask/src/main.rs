@@ -36,6 +36,7 @@ usage: cargo xtask <task>
   pg MAJOR [DIRECTORY]       the programs of another version of PostgreSQL, for tests by hand
   scale [--part DIVISOR]     memory while parts of 10 TB and 6 million files are backed up
   bench-peers [--rounds 5]   dr beside pgBackRest, as ratios (benches/README.md)
+  bench-stream [--rounds 5]  a streamed backup beside what bounds it (benches/README.md)
 ";
 
 fn main() -> ExitCode {
@@ -49,6 +50,7 @@ fn main() -> ExitCode {
         Some("soak") => soak::main(rest),
         Some("scale") => scale::main(rest),
         Some("bench-peers") => bench::main(rest),
+        Some("bench-stream") => bench::stream(rest),
         Some("pg") => postgres::main(rest),
         Some("gen") => generate::main(),
         Some("tidy") => tidy::main(),

@@ -22,15 +22,17 @@ pub const FROM_ELSEWHERE: u32 = 16;
 const FETCH_LIMIT: Duration = Duration::from_secs(300);
 
 /// Tests that start servers: all but one of them need no other version.
-const ON_EACH: [&str; 8] = [
+const ON_EACH: [&str; 10] = [
     "real_server",
     "real_faults",
     "real_stream",
     "real_standby",
+    "real_cuts",
     "source",
     "instance",
     "formats",
     "replication",
+    "cuts",
 ];
 
 /// `cargo xtask pg MAJOR [DIRECTORY]`: the programs of a version, for a test by hand.

@@ -33,6 +33,7 @@ use dr_storage::format::{
     SessionRef, WalkMark,
 };
 use dr_storage::{ClusterIdentity, PackKind, SessionWriter};
+use futures_util::TryFutureExt;
 
 use crate::catalogue::{self, CatalogueWriter};
 use crate::context::{Context, JobLog};
@@ -100,14 +101,13 @@ async fn run(
 
     let stage = log.stage("start", None, Unit::Steps);
     let doing = "cannot start the backup";
-    let mut pg = source
-        .begin(&format!("dr {id}"), plan.options.fast_checkpoint)
-        .await
-        .map_err(EngineError::source(doing))?;
+    let label = format!("dr {id}");
+    let begun = source.begin(&label, plan.options.fast_checkpoint).map_err(EngineError::source(doing));
+    let mut pg = context.cancel.or(begun).await?;
     let known = origins.iter().flat_map(|origin| origin.catalogue.clone());
-    let catalogue = CatalogueWriter::new(known);
-    let catalogue = catalogue.add(&context.repo, &session, &context.cancel, pg.relations()).await?;
-    let total = pg.size_estimate().await.map_err(EngineError::source("cannot tell the cluster's size"))?;
+    let catalogue = CatalogueWriter::new(known).add(context, &session, pg.relations()).await?;
+    let total = pg.size_estimate().map_err(EngineError::source("cannot tell the cluster's size"));
+    let total = context.cancel.or(total).await?;
     log.end(stage);
 
     let stage = log.stage(COPY, total, Unit::Bytes);
@@ -120,9 +120,11 @@ async fn run(
 
     let stage = log.stage("stop", None, Unit::Steps);
     let start = pg.start().clone();
-    let catalogue = catalogue.add(&context.repo, &session, &context.cancel, pg.relations()).await?;
-    let extras = Extras::collect(context, pg.as_mut(), catalogue.into_parts()).await?;
-    let (stop, control) = pg.finish().await.map_err(EngineError::source("cannot end the backup"))?;
+    let catalogue = catalogue.add(context, &session, pg.relations()).await?;
+    let extras = Extras::collect(context, pg.as_mut(), catalogue.into_parts());
+    let extras = context.cancel.or(extras).await?;
+    let ended = pg.finish().map_err(EngineError::source("cannot end the backup"));
+    let (stop, control) = context.cancel.or(ended).await?;
     log.end(stage);
 
     let stage = log.stage("store", None, Unit::Steps);

@@ -14,7 +14,7 @@ use futures_util::StreamExt;
 use futures_util::stream::BoxStream;
 use tokio::sync::mpsc;
 
-use crate::context::Cancel;
+use crate::context::Context;
 use crate::error::EngineError;
 
 /// Parts between the listing and the thread that stores them.
@@ -41,12 +41,12 @@ impl CatalogueWriter {
     /// Adds a listing, sorted.
     pub async fn add(
         self,
-        repo: &Repository,
+        context: &Context,
         session: &SessionWriter,
-        cancel: &Cancel,
         mut rows: BoxStream<'_, Result<RelationEntry, SourceError>>,
     ) -> Result<Self, EngineError> {
         let (parts, queue) = mpsc::channel(QUEUE);
+        let repo = &context.repo;
         let (writer, hasher) = (session.pack_writer(PackKind::Meta), repo.clone());
         let storing = tokio::task::spawn_blocking(move || self.store(writer, &hasher, queue));
         let cut = async {
@@ -57,7 +57,6 @@ impl CatalogueWriter {
                 serde_json::to_writer(&mut part, &row).map_err(|_| unwritable())?;
                 part.push(b'\n');
                 if ends || part.len() + MAX_ROW > EXTENT_LEN {
-                    cancel.check()?;
                     // Nobody takes it any more: the thread's own error says why.
                     if parts.send(std::mem::take(&mut part)).await.is_err() {
                         return Ok(());
@@ -69,7 +68,7 @@ impl CatalogueWriter {
             }
             Ok(())
         };
-        let listed: Result<(), EngineError> = cut.await;
+        let listed = context.cancel.or(cut).await;
         drop(parts);
         let stored = storing.await.map_err(|_| panicked())?;
         listed?;

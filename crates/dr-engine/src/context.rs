@@ -11,6 +11,9 @@ use dr_storage::{ClusterStore, Repository};
 
 use crate::error::EngineError;
 
+/// How often a wait for a server looks whether the job is cancelled.
+const ASK_EVERY: Duration = Duration::from_millis(200);
+
 /// What every job is given.
 #[derive(Clone, Debug)]
 pub struct Context {
@@ -48,6 +51,22 @@ impl Cancel {
     /// An error of class *cancelled* when the job was asked to stop.
     pub fn check(&self) -> Result<(), EngineError> {
         if self.is_cancelled() { Err(EngineError::Cancelled) } else { Ok(()) }
+    }
+
+    /// Waits for a server's answer, but no longer than until the job is asked to stop: a server may
+    /// need an hour for its checkpoint, or be gone. What is dropped then must end its side itself.
+    pub async fn or<T>(
+        &self,
+        answer: impl Future<Output = Result<T, EngineError>>,
+    ) -> Result<T, EngineError> {
+        tokio::pin!(answer);
+        loop {
+            tokio::select! {
+                biased;
+                answer = &mut answer => return answer,
+                () = tokio::time::sleep(ASK_EVERY) => self.check()?,
+            }
+        }
     }
 }
 

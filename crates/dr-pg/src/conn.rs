@@ -12,5 +12,5 @@ mod text;
 mod tls;
 
 pub use info::{ChannelBindingMode, ConnInfo, Endpoint, Host, SessionKind};
-pub(crate) use link::{AsItIs, Link, LinkError, Stream, link};
+pub(crate) use link::{AsItIs, Link, LinkError, SERVER_KEEPALIVE, Stream, link};
 pub use tls::{Negotiation, TlsMode, TlsOptions};

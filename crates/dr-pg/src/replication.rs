@@ -8,16 +8,20 @@
 //! client. Sending cannot: a message that was cut off ends the connection.
 
 mod backup;
+mod cancel;
 mod client;
 mod error;
 mod messages;
+mod patience;
 mod stream;
 mod tar;
 mod wire;
 
 pub use backup::{ArchiveStart, BackupEnd, BackupEvent, BaseBackup, BaseBackupOptions, BaseBackupStart};
+pub use cancel::Canceller;
 pub use client::{Identity, ReplicationClient, ReplicationMode, SlotFacts};
 pub use error::ReplicationError;
+pub use patience::Patience;
 pub use stream::{StreamEnd, StreamEvent, WalStream};
 pub use tar::{TarEntry, TarError, TarEvent, TarKind, TarReader};
 pub use wire::MAX_MESSAGE;

@@ -8,7 +8,9 @@ use tokio_postgres::config::{ChannelBinding, SslMode, SslNegotiation};
 use tokio_postgres::types::ToSql;
 use tokio_postgres::{Client, Config, Row};
 
-use crate::conn::{AsItIs, ChannelBindingMode, ConnInfo, Endpoint, Link, LinkError, SessionKind, link};
+use crate::conn::{
+    AsItIs, ChannelBindingMode, ConnInfo, Endpoint, Link, LinkError, SERVER_KEEPALIVE, SessionKind, link,
+};
 
 /// An ordinary query may take this long; starting a backup waits for a checkpoint.
 pub(crate) const QUERY_LIMIT: Duration = Duration::from_secs(60);
@@ -281,8 +283,8 @@ fn config_of(info: &ConnInfo, endpoint: &Endpoint, encrypted: bool) -> Config {
     let mut config = Config::new();
     config.user(&info.user).dbname(&info.database);
     config.application_name(info.application_name.as_deref().unwrap_or("dr"));
-    let options = info.options.as_ref().map(|own| format!("{own} {SESSION}"));
-    config.options(options.as_deref().unwrap_or(SESSION));
+    let own = info.options.as_deref().unwrap_or_default();
+    config.options(format!("{SERVER_KEEPALIVE} {own} {SESSION}"));
     if let Some(password) = info.password_for(endpoint, &info.database) {
         config.password(password);
     }
@@ -294,4 +296,21 @@ fn config_of(info: &ConnInfo, endpoint: &Endpoint, encrypted: bool) -> Config {
         ChannelBindingMode::Require => ChannelBinding::Require,
     });
     config
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_servers_keepalive_can_be_chosen_and_what_keeps_a_session_safe_cannot() {
+        let own = "-c tcp_keepalives_idle=7 -c search_path=evil";
+        let info = ConnInfo::parse(&format!("host=a user=x options='{own}'")).unwrap();
+        let config = config_of(&info, &info.endpoints[0], false);
+        let options = config.get_options().unwrap();
+        let last = |name: &str| options.rsplit(name).next().unwrap().split(' ').next().unwrap().to_owned();
+        assert_eq!(last("tcp_keepalives_idle="), "7");
+        assert_eq!(last("tcp_keepalives_count="), "3");
+        assert_eq!(last("search_path="), "pg_catalog");
+    }
 }

@@ -24,7 +24,7 @@ use tokio::runtime::Handle;
 use crate::conn::{ConnInfo, SessionKind};
 use crate::local::{LOCK, StandbyPolicy, facts, micros};
 use crate::page::PgPages;
-use crate::replication::{BackupEnd, BaseBackupOptions, ReplicationClient, ReplicationMode};
+use crate::replication::{BackupEnd, BaseBackupOptions, Patience, ReplicationClient, ReplicationMode};
 use crate::sql::{QUERY_LIMIT, Sql};
 use crate::{NEWEST_MAJOR, OLDEST_MAJOR};
 
@@ -48,12 +48,19 @@ pub struct StreamSourceOptions {
 #[derive(Clone, Debug)]
 pub struct StreamSource {
     options: StreamSourceOptions,
+    patience: Patience,
 }
 
 impl StreamSource {
     /// A source; nothing is opened yet.
     pub fn new(options: StreamSourceOptions) -> Self {
-        StreamSource { options }
+        StreamSource { options, patience: Patience::default() }
+    }
+
+    /// The same with other limits of each wait for the replication connection.
+    #[must_use]
+    pub fn with_patience(self, patience: Patience) -> Self {
+        StreamSource { patience, ..self }
     }
 
     async fn connect(&self) -> Result<Sql, SourceError> {
@@ -121,7 +128,8 @@ impl DatabaseSource for StreamSource {
             return Err(SourceError::Busy { server: sql.server().to_owned() });
         }
         // The same server: another of several hosts may be of the same cluster and of another role.
-        let mut client = ReplicationClient::connect(&sql.same_server(), ReplicationMode::Physical).await?;
+        let client = ReplicationClient::connect(&sql.same_server(), ReplicationMode::Physical).await?;
+        let mut client = client.with_patience(self.patience);
         let found = client.identify().await?.system_id;
         if found != cluster.system_id {
             // Several hosts, and another one answered.

@@ -1,18 +1,17 @@
 //! The replication client against real servers.
 #![allow(clippy::unwrap_used, missing_docs)]
 
-use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+mod common;
+
 use std::time::Duration;
 
+use common::{options, own, unpack};
 use dr_core::error::{Classified, ErrorClass};
 use dr_core::{Lsn, Timeline, Timestamp};
 use dr_pg::ConnInfo;
-use dr_pg::replication::{
-    BackupEvent, BaseBackupOptions, ReplicationClient, ReplicationError, ReplicationMode, StreamEvent,
-    TarEvent, TarKind, TarReader,
-};
+use dr_pg::replication::{ReplicationClient, ReplicationError, ReplicationMode, StreamEvent};
 use dr_testkit::pg::{Scratch, TestCluster, bin_dir, command, ok, run};
+use dr_testkit::proxy::{Act, Fault, Place, Proxy, Side, Upstream};
 
 const LIMIT: Duration = Duration::from_secs(60);
 
@@ -127,6 +126,18 @@ async fn a_password_file_and_a_list_of_hosts_lead_to_the_server() {
 }
 
 #[tokio::test]
+async fn a_server_looks_soon_whether_its_client_is_still_there() {
+    let scratch = Scratch::new();
+    let (_cluster, port) = tls_cluster(&scratch);
+    let base = format!("host=localhost hostaddr=127.0.0.1 port={port} user=scram password=pa:ss");
+    let mut client = connect(&base).await.unwrap();
+    assert_eq!(client.show("tcp_keepalives_idle").await.unwrap(), "30");
+    assert_eq!(client.show("tcp_keepalives_count").await.unwrap(), "3");
+    let mut client = connect(&format!("{base} options='-c tcp_keepalives_idle=77'")).await.unwrap();
+    assert_eq!(client.show("tcp_keepalives_idle").await.unwrap(), "77");
+}
+
+#[tokio::test]
 async fn the_server_tells_what_it_is_and_keeps_slots() {
     let scratch = Scratch::new();
     let cluster = TestCluster::create(scratch.path(), "facts");
@@ -166,86 +177,6 @@ async fn the_server_tells_what_it_is_and_keeps_slots() {
     let info = ConnInfo::parse(&cluster.conninfo()).unwrap();
     let mut client = ReplicationClient::connect(&info, ReplicationMode::Database).await.unwrap();
     assert_eq!(client.rows("ask", "SELECT 41 + 1, NULL").await.unwrap(), [[Some("42".to_owned()), None]]);
-}
-
-/// Writes a backup's archives below `root`; answers the manifest.
-async fn unpack(
-    client: ReplicationClient,
-    options: &BaseBackupOptions,
-    root: &Path,
-) -> (Vec<u8>, ReplicationClient, u64) {
-    let (start, mut backup) = client.base_backup(options).await.unwrap();
-    let places: BTreeMap<String, PathBuf> = start
-        .tablespaces
-        .iter()
-        .map(|t| (format!("{}.tar", t.oid), root.join(format!("space_{}", t.oid))))
-        .collect();
-    let data = root.join("data");
-    let mut manifest = None;
-    let mut tar = TarReader::new();
-    let (mut place, mut file, mut sent) = (PathBuf::new(), None, 0);
-    while let Some(event) = backup.next().await.unwrap() {
-        match event {
-            BackupEvent::Archive(archive) => {
-                assert!(place.as_os_str().is_empty() || tar.is_complete(), "the last archive was whole");
-                tar = TarReader::new();
-                place = places.get(&archive.name).unwrap_or(&data).clone();
-                std::fs::create_dir_all(&place).unwrap();
-            }
-            BackupEvent::Manifest => manifest = Some(Vec::new()),
-            BackupEvent::Progress(_) => {}
-            BackupEvent::Data(bytes) if manifest.is_some() => {
-                manifest.as_mut().unwrap().extend_from_slice(&bytes)
-            }
-            BackupEvent::Data(bytes) => {
-                sent += bytes.len() as u64;
-                tar.push(bytes);
-                while let Some(event) = tar.next().unwrap() {
-                    match event {
-                        TarEvent::Entry(entry) => {
-                            let path = place.join(std::str::from_utf8(&entry.path).unwrap());
-                            match entry.kind {
-                                TarKind::Directory => std::fs::create_dir_all(path).unwrap(),
-                                // With a tablespace map the server sends no links.
-                                TarKind::Link(_) => panic!("a link"),
-                                TarKind::File => file = Some(std::fs::File::create(path).unwrap()),
-                            }
-                        }
-                        TarEvent::Data(bytes) => {
-                            std::io::Write::write_all(file.as_mut().unwrap(), &bytes).unwrap()
-                        }
-                        TarEvent::End => file = None,
-                    }
-                }
-            }
-        }
-    }
-    let (end, client) = backup.finish().unwrap();
-    assert!(end.lsn > start.lsn && start.size > 0);
-    let manifest = manifest.unwrap_or_default();
-    std::fs::write(data.join("backup_manifest"), &manifest).unwrap();
-    for tablespace in &start.tablespaces {
-        let space = &places[&format!("{}.tar", tablespace.oid)];
-        std::os::unix::fs::symlink(space, data.join(format!("pg_tblspc/{}", tablespace.oid))).unwrap();
-    }
-    (manifest, client, sent)
-}
-
-fn options(incremental: bool) -> BaseBackupOptions {
-    BaseBackupOptions {
-        label: "te'st".into(),
-        fast_checkpoint: true,
-        max_rate: None,
-        manifest: true,
-        incremental,
-    }
-}
-
-/// Gives the files to the server's user, who must be able to read them.
-fn own(path: &Path) {
-    if dr_testkit::pg::server_ids().is_some() {
-        ok(std::process::Command::new("chown").arg("-R").arg("postgres").arg(path));
-    }
 }
 
 #[tokio::test]
@@ -350,4 +281,146 @@ async fn streamed_wal_is_what_the_server_wrote() {
     let mut gone = client.stream(None, Lsn(0x10000), Timeline(1)).await.unwrap();
     let error = gone.next().await.unwrap_err();
     assert_eq!((error.class(), error.sqlstate()), (ErrorClass::Missing, Some("58P01")));
+}
+
+/// Whether a session of that name is busy.
+fn is_busy(cluster: &TestCluster, name: &str) -> bool {
+    let query = format!(
+        "SELECT count(*) FROM pg_stat_activity WHERE application_name = '{name}' AND state = 'active'"
+    );
+    cluster.sql(&query) != "0"
+}
+
+async fn wait_until(what: &str, mut holds: impl FnMut() -> bool) {
+    let began = std::time::Instant::now();
+    while !holds() {
+        assert!(began.elapsed() < LIMIT, "{what}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_request_to_cancel_ends_a_statement_and_a_backup_on_the_server_with_and_without_tls() {
+    let scratch = Scratch::new();
+    let (cluster, port) = tls_cluster(&scratch);
+    let tls =
+        format!("host=localhost hostaddr=127.0.0.1 port={port} user=scram password=pa:ss sslmode=require");
+    for (number, base) in [cluster.conninfo(), format!("{tls} dbname=postgres")].iter().enumerate() {
+        let name = format!("cancelled{number}");
+        let info = ConnInfo::parse(&format!("{base} application_name={name}")).unwrap();
+        let mut client = ReplicationClient::connect(&info, ReplicationMode::Database).await.unwrap();
+        assert_eq!(client.is_encrypted(), number == 1);
+        let canceller = client.canceller().unwrap();
+        let statement = tokio::spawn(async move {
+            let outcome = client.rows("sleep", "SELECT pg_sleep(300)").await;
+            (outcome, client)
+        });
+        wait_until("the statement runs", || is_busy(&cluster, &name)).await;
+        canceller.cancel().await.unwrap();
+        let (outcome, mut client) = statement.await.unwrap();
+        let error = outcome.unwrap_err();
+        assert_eq!((error.class(), error.sqlstate()), (ErrorClass::Transient, Some("57014")));
+        wait_until("the statement ended", || !is_busy(&cluster, &name)).await;
+        // Where nothing runs it changes nothing, and the connection is good for more.
+        canceller.cancel().await.unwrap();
+        assert_eq!(client.rows("ask", "SELECT 1").await.unwrap()[0][0].as_deref(), Some("1"));
+
+        // So slow that it would take minutes.
+        let slow = dr_pg::replication::BaseBackupOptions { max_rate: Some(64), ..options(false) };
+        let (_, mut backup) = client.base_backup(&slow).await.unwrap();
+        backup.next().await.unwrap();
+        assert!(is_busy(&cluster, &name));
+        canceller.cancel().await.unwrap();
+        let error = loop {
+            match tokio::time::timeout(LIMIT, backup.next()).await.unwrap() {
+                Ok(event) => assert!(event.is_some(), "it is not over"),
+                Err(error) => break error,
+            }
+        };
+        assert_eq!((error.class(), error.sqlstate()), (ErrorClass::Transient, Some("57014")));
+        wait_until("the backup ended", || !is_busy(&cluster, &name)).await;
+    }
+}
+
+#[tokio::test]
+async fn a_tls_handshake_that_is_cut_passes_and_one_that_is_refused_does_not() {
+    let scratch = Scratch::new();
+    let (cluster, port) = tls_cluster(&scratch);
+    let proxy = Proxy::tcp(Upstream::Tcp(([127, 0, 0, 1], port).into()));
+    let ca = cluster.data.join("ca.crt").display().to_string();
+    let base = format!(
+        "host=localhost hostaddr=127.0.0.1 port={} user=scram password=pa:ss connect_timeout=10 sslmode=verify-full",
+        proxy.port()
+    );
+    let good = format!("{base} sslrootcert={ca}");
+    assert!(connect(&good).await.unwrap().is_encrypted());
+    let (sent, received) = (proxy.seen()[0].frontend.1, proxy.seen()[0].backend.1);
+    let mut cuts = 0;
+    for (side, total) in [(Side::Frontend, sent), (Side::Backend, received)] {
+        for byte in (0..total).step_by(total as usize / 25) {
+            let act = if cuts % 2 == 0 { Act::Reset } else { Act::Close };
+            proxy.set(Some(Fault { session: None, side, place: Place::Byte(byte), act }));
+            let error = connect(&good).await.expect_err("it was cut");
+            assert_eq!(error.class(), ErrorClass::Transient, "{side:?} {byte}: {error}");
+            assert_eq!(error.code(), "replication-unreachable", "{side:?} {byte}: {error}");
+            cuts += 1;
+        }
+    }
+    assert!(cuts >= 50, "{cuts}");
+    proxy.set(None);
+    let other = cluster.data.join("other.crt").display().to_string();
+    let error = connect(&format!("{base} sslrootcert={other}")).await.unwrap_err();
+    assert_eq!(error.class(), ErrorClass::Denied, "{error}");
+}
+
+#[tokio::test]
+async fn direct_tls_works_from_17_on_and_is_explained_before() {
+    let scratch = Scratch::new();
+    let (cluster, port) = tls_cluster(&scratch);
+    let ca = cluster.data.join("ca.crt").display().to_string();
+    let proxy = Proxy::tcp(Upstream::Tcp(([127, 0, 0, 1], port).into()));
+    let base = format!(
+        "host=localhost hostaddr=127.0.0.1 port={} user=scram password=pa:ss sslnegotiation=direct",
+        proxy.port()
+    );
+    let direct = format!("{base} sslmode=verify-full sslrootcert={ca} channel_binding=require");
+    let major = connect(&cluster.conninfo()).await.unwrap().major();
+    if major < 17 {
+        let error = connect(&direct).await.unwrap_err();
+        assert!(error.to_string().contains("older than 17"), "{error}");
+        eprintln!("PostgreSQL {major} has no direct TLS: set DR_TEST_PG_BIN to one of 17 or later");
+        return;
+    }
+    let mut client = connect(&direct).await.unwrap();
+    assert!(client.is_encrypted());
+    client.identify().await.unwrap();
+    // SQL takes the same way.
+    let source = dr_pg::StreamSource::new(dr_pg::StreamSourceOptions {
+        conninfo: format!("{direct} dbname=postgres"),
+        max_rate: None,
+        standby: dr_pg::StandbyPolicy::Never,
+    });
+    let described = dr_core::port::DatabaseSource::describe(&source).await.unwrap();
+    assert_eq!(described.version_num / 10_000, major);
+    // No question came before the handshake: nothing could be told apart.
+    let seen = &proxy.seen()[0];
+    assert_eq!((seen.frontend.0, seen.backend.0), (0, 0), "{seen:?}");
+    let canceller = client.canceller().unwrap();
+    canceller.cancel().await.unwrap();
+    client.identify().await.unwrap();
+    let other = cluster.data.join("other.crt").display().to_string();
+    let error = connect(&format!("{base} sslmode=verify-ca sslrootcert={other}")).await.unwrap_err();
+    assert_eq!(error.class(), ErrorClass::Denied, "{error}");
+    // Whoever speaks TLS and does not answer "postgresql" is somebody else.
+    let mut web = command("openssl");
+    web.args(["s_server", "-quiet", "-cert", "server.crt", "-key", "server.key", "-accept"]);
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let mut web = web.arg(listener.to_string()).current_dir(&cluster.data).spawn().unwrap();
+    wait_until("it listens", || std::net::TcpStream::connect(("127.0.0.1", listener)).is_ok()).await;
+    let elsewhere = direct.replace(&format!("port={}", proxy.port()), &format!("port={listener}"));
+    let error = connect(&elsewhere).await.unwrap_err();
+    let _ = web.kill();
+    web.wait().unwrap();
+    assert_eq!(error.class(), ErrorClass::Denied, "{error}");
+    assert!(error.to_string().contains("direct TLS"), "{error}");
 }

@@ -5,5 +5,6 @@ pub mod far;
 pub mod faults;
 pub mod instance;
 pub mod pg;
+pub mod proxy;
 pub mod scale;
 pub mod sim;

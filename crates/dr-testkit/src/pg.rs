@@ -162,10 +162,35 @@ impl TestCluster {
 
     /// The same with the programs of another version.
     pub fn create_with(bin: &Path, base: &Path, name: &str) -> Self {
+        Self::create_as(bin, base, name, &[])
+    }
+
+    /// A server for hundreds of backups: WAL in segments of 1 MiB, which nobody archives, and nothing
+    /// that writes by itself. It is started, and has no database but `postgres`.
+    pub fn start_small(base: &Path, name: &str) -> Self {
+        let cluster = Self::create_as(&bin_dir(), base, name, &["--wal-segsize=1"]);
+        cluster.configure(&[
+            "archive_mode = off",
+            "autovacuum = off",
+            "max_wal_size = 64MB",
+            "min_wal_size = 8MB",
+            "max_wal_senders = 40",
+            "wal_sender_timeout = 0",
+        ]);
+        cluster.start();
+        cluster.sql("UPDATE pg_database SET datistemplate = false");
+        cluster.sql("DROP DATABASE template0");
+        cluster.sql("DROP DATABASE template1");
+        cluster
+    }
+
+    fn create_as(bin: &Path, base: &Path, name: &str, arguments: &[&str]) -> Self {
         let data = base.join(name);
         let mut initdb = command(bin.join("initdb"));
         ok(initdb
-            .args(["-N", "-k", "-A", "trust", "-U", "postgres", "--locale=C", "-E", "UTF8", "-D"])
+            .args(["-N", "-k", "-A", "trust", "-U", "postgres", "--locale=C", "-E", "UTF8"])
+            .args(arguments)
+            .arg("-D")
             .arg(&data));
         let port =
             20_000 + (std::process::id() % 20_000) as u16 + PORT.fetch_add(1, Ordering::Relaxed) as u16;
@@ -219,6 +244,11 @@ impl TestCluster {
         run(pg_ctl.args(["stop", "-w", "-t", "60", "-m", mode, "-D"]).arg(&self.data));
     }
 
+    /// The file of its socket.
+    pub fn socket(&self) -> PathBuf {
+        self.socket_dir.join(format!(".s.PGSQL.{}", self.port))
+    }
+
     /// The connection string.
     pub fn conninfo(&self) -> String {
         conninfo(&self.socket_dir, self.port)
@@ -231,8 +261,13 @@ impl TestCluster {
 
     /// Loads the tables of `tenants` tenants, a schema each, with `rows` orders each.
     pub fn load_tenants(&self, tenants: u32, rows: u32) {
+        self.load_tenants_as("tenant", tenants, rows);
+    }
+
+    /// The same with schemas that begin with another word.
+    pub fn load_tenants_as(&self, word: &str, tenants: u32, rows: u32) {
         for tenant in 1..=tenants {
-            let schema = format!("tenant_{tenant}");
+            let schema = format!("{word}_{tenant}");
             self.sql(&format!(
                 "CREATE SCHEMA {schema}; SET search_path = {schema};
                  CREATE TABLE customers (id int PRIMARY KEY, name text, email text);

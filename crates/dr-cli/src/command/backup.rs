@@ -17,7 +17,9 @@ pub(super) async fn run(session: &Session, args: Backup) -> Result<u8, CliError>
     let settings = &session.settings;
     let repo = session.repository().await?;
     let source = wire::source(settings);
-    let cluster = source.describe().await.map_err(EngineError::source("cannot look at the cluster"))?;
+    let described =
+        async { source.describe().await.map_err(EngineError::source("cannot look at the cluster")) };
+    let cluster = session.cancel.or(described).await?;
     let label = settings.text("cluster.label").unwrap_or("main");
     let context = wire::context(&repo, cluster.system_id, label, session.events(), session.cancel.clone());
     let options = BackupOptions {

@@ -7,6 +7,7 @@ use dr_core::port::{ClusterDescription, DatabaseSource, Finding, Verdict};
 use dr_core::{BackupId, Classified, ErrorClass, Lsn};
 use dr_storage::RepoError;
 use dr_storage::format::ManifestHead;
+use futures_util::TryFutureExt;
 use serde::Serialize;
 
 use crate::context::{Context, chain};
@@ -94,8 +95,10 @@ pub async fn plan(
     source: &dyn DatabaseSource,
     options: &BackupOptions,
 ) -> Result<BackupPlan, EngineError> {
-    let cluster = source.describe().await.map_err(EngineError::source("cannot look at the cluster"))?;
-    let mut findings = source.check().await.map_err(EngineError::source("cannot check the cluster"))?;
+    let described = source.describe().map_err(EngineError::source("cannot look at the cluster"));
+    let cluster = context.cancel.or(described).await?;
+    let checked = source.check().map_err(EngineError::source("cannot check the cluster"));
+    let mut findings = context.cancel.or(checked).await?;
     let bad: Vec<Finding> = findings.iter().filter(|f| f.verdict == Verdict::Bad).cloned().collect();
     if !bad.is_empty() {
         return Err(EngineError::Preflight { findings: bad });

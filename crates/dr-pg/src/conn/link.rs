@@ -12,8 +12,8 @@ use thiserror::Error;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
 use tokio_postgres::tls::{ChannelBinding, TlsConnect, TlsStream};
-use tokio_rustls::TlsConnector;
 use tokio_rustls::rustls::pki_types::ServerName;
+use tokio_rustls::{TlsConnector, rustls};
 
 use super::info::{ConnInfo, Endpoint, Host};
 use super::tls::{self, Negotiation, TlsMode};
@@ -21,6 +21,12 @@ use super::tls::{self, Negotiation, TlsMode};
 /// Seconds of silence after which TCP asks whether the other side is there. A backup may be silent
 /// for long, and `BASE_BACKUP` has no time-out of its own.
 const KEEPALIVE_IDLE: Duration = Duration::from_secs(30);
+
+/// What a server is asked to do likewise (nothing on a unix socket): its system's own time is two
+/// hours, for which the session of a client that vanished would keep the lock of its backup. Not
+/// `tcp_user_timeout`: a client that waits for its repository takes nothing either.
+pub(crate) const SERVER_KEEPALIVE: &str =
+    "-c tcp_keepalives_idle=30 -c tcp_keepalives_interval=10 -c tcp_keepalives_count=3";
 
 /// Unacknowledged bytes are given up after this time.
 const USER_TIMEOUT: Duration = Duration::from_secs(60);
@@ -193,7 +199,7 @@ async fn secure(info: &ConnInfo, name: &str, mut stream: TcpStream) -> Result<Li
     let stream = TlsConnector::from(Arc::new(config))
         .connect(server_name, stream)
         .await
-        .map_err(|error| LinkError::Tls(format!("the TLS handshake failed: {error}")))?;
+        .map_err(|error| handshake_failed(&error, options.negotiation))?;
     let session = stream.get_ref().1;
     if options.negotiation == Negotiation::Direct && session.alpn_protocol().is_none() {
         return Err(LinkError::Tls(
@@ -204,6 +210,19 @@ async fn secure(info: &ConnInfo, name: &str, mut stream: TcpStream) -> Result<Li
     let certificate = session.peer_certificates().and_then(<[_]>::first);
     let end_point = certificate.and_then(|certificate| tls::end_point(certificate));
     Ok(Link { stream: Stream { inner: Box::new(stream), end_point }, encrypted: true })
+}
+
+/// A handshake that one of the sides refused, or one that the network cut.
+fn handshake_failed(error: &io::Error, negotiation: Negotiation) -> LinkError {
+    let reason = format!("the TLS handshake failed: {error}");
+    if error.get_ref().is_some_and(|inner| inner.is::<rustls::Error>()) {
+        return LinkError::Tls(reason);
+    }
+    LinkError::Unreachable(match negotiation {
+        Negotiation::Postgres => reason,
+        // It takes the handshake for a message of a wrong length and hangs up without a word.
+        Negotiation::Direct => format!("{reason} (a server older than 17 hangs up at sslnegotiation=direct)"),
+    })
 }
 
 /// Asks for TLS. Exactly one byte is read: whatever follows belongs to TLS, and bytes that came

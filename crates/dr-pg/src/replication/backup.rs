@@ -6,12 +6,10 @@ use bytes::{Buf, Bytes, BytesMut};
 use dr_core::port::TablespaceFacts;
 use dr_core::{Lsn, Timeline};
 
-use super::client::{COMMAND_LIMIT, ReplicationClient, literal};
+use super::client::{ReplicationClient, literal};
 use super::error::ReplicationError;
 use super::messages::{Fields, Message};
-
-/// Starting a backup waits for a checkpoint, which a busy server spreads over its interval.
-const CHECKPOINT_LIMIT: Duration = Duration::from_secs(3600);
+use super::patience::Patience;
 
 /// Bytes of a manifest sent in one message.
 const MANIFEST_PIECE: usize = 64 << 10;
@@ -83,7 +81,18 @@ pub enum BackupEvent {
 #[derive(Debug)]
 pub struct BaseBackup {
     client: ReplicationClient,
-    end: Option<BackupEnd>,
+    stage: Stage,
+}
+
+/// How far a backup is. Kept between two messages, so that a wait that is dropped loses nothing.
+#[derive(Clone, Copy, Debug)]
+enum Stage {
+    /// Archives come.
+    Sending,
+    /// All of them came; the end position, if it did too.
+    Ending(Option<BackupEnd>),
+    /// The server waits for the next command.
+    Over(BackupEnd),
 }
 
 impl ReplicationClient {
@@ -92,7 +101,7 @@ impl ReplicationClient {
         let doing = "take a backup's manifest";
         self.needs(17, "incremental backup")?;
         self.send_command("UPLOAD_MANIFEST").await?;
-        match self.wire.receive(doing, COMMAND_LIMIT).await? {
+        match self.wire.receive_soon(doing).await? {
             Message::CopyIn => {}
             other => return self.failed(doing, other).await,
         }
@@ -102,7 +111,7 @@ impl ReplicationClient {
         self.wire.send(b"c\0\0\0\x04").await?;
         let mut failure = None;
         loop {
-            match self.wire.receive(doing, COMMAND_LIMIT).await? {
+            match self.wire.receive_soon(doing).await? {
                 Message::Complete(_) => {}
                 Message::Error(said) if said.is_fatal() => return Err(self.wire.said(doing, &said)),
                 Message::Error(said) => failure = Some(self.wire.said(doing, &said)),
@@ -123,14 +132,14 @@ impl ReplicationClient {
         }
         let doing = "start a backup";
         self.send_command(&command(options)).await?;
-        let position = self.position(doing, CHECKPOINT_LIMIT).await?;
+        let position = self.position(doing, self.wire.patience.checkpoint).await?;
         let (tablespaces, size) = self.tablespaces(doing).await?;
-        match self.wire.receive(doing, COMMAND_LIMIT).await? {
+        match self.wire.receive_soon(doing).await? {
             Message::CopyOut => {}
             other => return Err(self.wire.unexpected(doing, &other)),
         }
         let start = BaseBackupStart { lsn: position.lsn, timeline: position.timeline, tablespaces, size };
-        Ok((start, BaseBackup { client: self, end: None }))
+        Ok((start, BaseBackup { client: self, stage: Stage::Sending }))
     }
 
     pub(super) fn needs(&self, major: u32, what: &str) -> Result<(), ReplicationError> {
@@ -154,7 +163,7 @@ impl ReplicationClient {
     pub(super) async fn failed<T>(&mut self, doing: &str, message: Message) -> Result<T, ReplicationError> {
         let error = self.wire.unexpected(doing, &message);
         if matches!(&message, Message::Error(said) if !said.is_fatal()) {
-            while !matches!(self.wire.receive(doing, COMMAND_LIMIT).await?, Message::Ready(_)) {}
+            while !matches!(self.wire.receive_soon(doing).await?, Message::Ready(_)) {}
         }
         Err(error)
     }
@@ -165,7 +174,7 @@ impl ReplicationClient {
         let mut limit = limit;
         loop {
             match self.wire.receive(doing, limit).await? {
-                Message::RowDescription(_) => limit = COMMAND_LIMIT,
+                Message::RowDescription(_) => limit = self.wire.patience.command,
                 Message::Row(columns) => position = position_of(&columns),
                 Message::Complete(_) => {
                     return position.ok_or_else(|| self.wire.protocol("a position is missing"));
@@ -179,7 +188,7 @@ impl ReplicationClient {
         let mut found = Vec::new();
         let mut size = 0;
         loop {
-            match self.wire.receive(doing, COMMAND_LIMIT).await? {
+            match self.wire.receive_soon(doing).await? {
                 Message::RowDescription(_) => {}
                 Message::Row(columns) => {
                     let text = |at: usize| {
@@ -227,50 +236,64 @@ fn position_of(columns: &[Option<Bytes>]) -> Option<BackupEnd> {
 }
 
 impl BaseBackup {
-    /// No byte of a backup for so long means that the server or the network stands still: the
-    /// server itself has no time-out for a backup.
-    pub const STALL_LIMIT: Duration = Duration::from_secs(300);
-
     /// What comes next; `None` at the end, after which [`finish`](Self::finish) tells where that is.
     ///
     /// Cancel safety: nothing is lost when this is dropped.
     pub async fn next(&mut self) -> Result<Option<BackupEvent>, ReplicationError> {
-        let doing = "send a backup";
-        if self.end.is_some() {
-            return Ok(None);
-        }
-        let wire = &mut self.client.wire;
-        match wire.receive(doing, Self::STALL_LIMIT).await? {
-            Message::CopyData(data) => event(data).map(Some).map_err(|reason| wire.protocol(reason)),
-            Message::CopyDone => {
-                self.end = Some(self.client.position("end a backup", COMMAND_LIMIT).await?);
-                self.settle().await?;
-                Ok(None)
+        loop {
+            match self.stage {
+                Stage::Sending => match self.sent().await? {
+                    Some(event) => return Ok(Some(event)),
+                    None => self.stage = Stage::Ending(None),
+                },
+                Stage::Ending(at) => self.stage = self.after_the_archives(at).await?,
+                Stage::Over(_) => return Ok(None),
             }
-            other => self.client.failed(doing, other).await,
         }
     }
 
-    /// After the end position come the command's own completion and readiness.
-    async fn settle(&mut self) -> Result<(), ReplicationError> {
-        loop {
-            match self.client.wire.receive("end a backup", COMMAND_LIMIT).await? {
-                Message::Complete(_) => {}
-                Message::Ready(_) => return Ok(()),
-                // With a wrong checksum found the server would fail here; it was told not to look.
-                other => return Err(self.client.wire.unexpected("end a backup", &other)),
-            }
+    /// The next piece of the archives; `None` after the last.
+    async fn sent(&mut self) -> Result<Option<BackupEvent>, ReplicationError> {
+        let doing = "send a backup";
+        let wire = &mut self.client.wire;
+        match wire.receive(doing, wire.patience.backup).await? {
+            Message::CopyData(data) => event(data).map(Some).map_err(|reason| wire.protocol(reason)),
+            Message::CopyDone => Ok(None),
+            // Nothing is read after it: the connection ends with this backup.
+            other => Err(wire.unexpected(doing, &other)),
+        }
+    }
+
+    /// Takes one of the last messages: the end position as a result of one row, the command's
+    /// completion, and readiness.
+    async fn after_the_archives(&mut self, at: Option<BackupEnd>) -> Result<Stage, ReplicationError> {
+        let doing = "end a backup";
+        let wire = &mut self.client.wire;
+        match wire.receive_soon(doing).await? {
+            Message::RowDescription(_) | Message::Complete(_) => Ok(Stage::Ending(at)),
+            Message::Row(columns) => Ok(Stage::Ending(position_of(&columns))),
+            Message::Ready(_) => at.map(Stage::Over).ok_or_else(|| wire.protocol("a position is missing")),
+            // With a wrong checksum found the server would fail here; it was told not to look.
+            other => Err(wire.unexpected(doing, &other)),
         }
     }
 
     /// Where the backup ended, and the connection for further commands. `None` before the end.
     pub fn finish(self) -> Option<(BackupEnd, ReplicationClient)> {
-        self.end.map(|end| (end, self.client))
+        match self.stage {
+            Stage::Over(end) => Some((end, self.client)),
+            _ => None,
+        }
     }
 
     /// Where the server is, for messages.
     pub fn server(&self) -> &str {
         self.client.server()
+    }
+
+    /// How long each wait may last.
+    pub fn patience(&self) -> Patience {
+        self.client.wire.patience
     }
 }
 

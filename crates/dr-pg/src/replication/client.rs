@@ -1,20 +1,20 @@
 //! A connection for replication commands.
 
 use std::collections::BTreeMap;
-use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use dr_core::{Lsn, SystemId, Timeline};
 use postgres_protocol::authentication::{md5_hash, sasl};
 use postgres_protocol::message::frontend;
 
+use super::cancel::{CancelKey, Canceller};
 use super::error::ReplicationError;
 use super::messages::{Fields, Message};
+use super::patience::Patience;
 use super::wire::Wire;
-use crate::conn::{ChannelBindingMode, ConnInfo, Endpoint, Link, LinkError, SessionKind, link};
-
-/// How long the server may think about a command that only looks something up.
-pub(super) const COMMAND_LIMIT: Duration = Duration::from_secs(60);
+use crate::conn::{
+    ChannelBindingMode, ConnInfo, Endpoint, Link, LinkError, SERVER_KEEPALIVE, SessionKind, link,
+};
 
 /// What kind of session this is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -43,14 +43,6 @@ pub struct SlotFacts {
     pub restart: Option<Lsn>,
     /// The timeline of that position.
     pub timeline: Option<Timeline>,
-}
-
-/// What a server needs to end a command of another connection.
-#[derive(Clone, Debug)]
-struct CancelKey {
-    endpoint: Endpoint,
-    process: u32,
-    secret: Bytes,
 }
 
 /// A connection to one server. Dropping it ends whatever it was doing.
@@ -164,14 +156,16 @@ impl ReplicationClient {
             ReplicationMode::Physical => ("true", "replication"),
             ReplicationMode::Database => ("database", info.database.as_str()),
         };
-        let mut parameters = vec![
+        // What the connection string says comes later, and so holds.
+        let options = format!("{SERVER_KEEPALIVE} {}", info.options.as_deref().unwrap_or_default());
+        let parameters = vec![
             ("user", info.user.as_str()),
             ("database", database),
             ("replication", replication),
             ("client_encoding", "UTF8"),
             ("application_name", info.application_name.as_deref().unwrap_or("dr")),
+            ("options", options.as_str()),
         ];
-        parameters.extend(info.options.as_deref().map(|options| ("options", options)));
         let mut out = BytesMut::new();
         let built = frontend::startup_message(parameters, &mut out);
         built.map_err(|error| client.refused(error.to_string()))?;
@@ -340,6 +334,13 @@ impl ReplicationClient {
         Ok(self.show("in_hot_standby").await? == "on")
     }
 
+    /// The same with other limits of each wait from now on.
+    #[must_use]
+    pub fn with_patience(mut self, patience: Patience) -> Self {
+        self.wire.patience = patience;
+        self
+    }
+
     /// Where this connection leads, without secrets.
     pub fn server(&self) -> &str {
         &self.wire.server
@@ -372,7 +373,7 @@ impl ReplicationClient {
         let mut rows = Vec::new();
         let mut failure = None;
         loop {
-            match self.wire.receive(doing, COMMAND_LIMIT).await? {
+            match self.wire.receive_soon(doing).await? {
                 Message::Row(columns) => rows.push(texts(columns)),
                 Message::RowDescription(_) | Message::Complete(_) | Message::EmptyQuery => {}
                 // After an error the server is ready again, unless the session is over.
@@ -458,31 +459,9 @@ impl ReplicationClient {
         self.rows(&format!("drop slot {name}"), &command).await.map(drop)
     }
 
-    /// Asks the server, over a connection of its own, to end what this one is doing.
-    pub async fn cancel(&self) -> Result<(), ReplicationError> {
-        let Some(key) = &self.cancel_key else { return Err(self.wire.lost("it gave no key to cancel with")) };
-        let server = self.wire.server.clone();
-        let mut link = link(&self.info, &key.endpoint, !self.encrypted)
-            .await
-            .map_err(|error| ReplicationError::Unreachable { server, reason: error.to_string() })?;
-        // CancelRequest: its length, and 1234 and 5678; the key is longer from protocol 3.2 on.
-        let mut out = Vec::with_capacity(12 + key.secret.len());
-        out.extend_from_slice(&(12 + key.secret.len() as u32).to_be_bytes());
-        out.extend_from_slice(&80_877_102_u32.to_be_bytes());
-        out.extend_from_slice(&key.process.to_be_bytes());
-        out.extend_from_slice(&key.secret);
-        let sent = async {
-            use tokio::io::{AsyncReadExt, AsyncWriteExt};
-            link.stream.write_all(&out).await?;
-            link.stream.flush().await?;
-            // The server closes when it has passed the request on.
-            link.stream.read(&mut [0; 1]).await
-        };
-        match tokio::time::timeout(self.info.connect_limit, sent).await {
-            Ok(Ok(_)) => Ok(()),
-            Ok(Err(error)) => Err(self.wire.lost(error)),
-            Err(_) => Err(self.wire.late("take a request to cancel", self.info.connect_limit)),
-        }
+    /// What ends a command of this connection from elsewhere. `None`: the server gave no key for it.
+    pub fn canceller(&self) -> Option<Canceller> {
+        self.cancel_key.clone().map(|key| Canceller::new(self.info.clone(), key, self.encrypted))
     }
 }
 

@@ -1,20 +1,14 @@
 //! WAL as it is written: `START_REPLICATION … PHYSICAL` (manual, "Streaming Replication Protocol").
 
-use std::time::Duration;
-
 use bytes::Bytes;
 use dr_core::{Lsn, Timeline, Timestamp};
 
-use super::client::{COMMAND_LIMIT, ReplicationClient, identifier};
+use super::client::{ReplicationClient, identifier};
 use super::error::ReplicationError;
 use super::messages::{Fields, Message};
 
 /// Microseconds between 1970 and 2000, where the protocol's clock begins.
 const EPOCH_2000: i64 = 946_684_800_000_000;
-
-/// Silence longer than this ends the stream: a server sends a keepalive after half of
-/// `wal_sender_timeout` (60 s by default) without a word from here.
-const SILENCE_LIMIT: Duration = Duration::from_secs(120);
 
 /// What the server sends.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -64,10 +58,13 @@ pub struct WalStream {
     timeline: Timeline,
     next: Lsn,
     server_done: bool,
+    /// The server had nothing to stream and told at once what follows; it waits for a command.
+    told: Option<Option<(Timeline, Lsn)>>,
 }
 
 impl ReplicationClient {
-    /// Streams WAL of a timeline from `from` on, keeping it reserved by `slot`.
+    /// Streams WAL of a timeline from `from` on, keeping it reserved by `slot`. Where `from` is the
+    /// timeline's very end, the first event says so.
     ///
     /// Errors: class missing (58P01) when the server has removed that WAL.
     pub async fn stream(
@@ -80,9 +77,32 @@ impl ReplicationClient {
         let slot = slot.map(|name| format!("SLOT {} ", identifier(name))).unwrap_or_default();
         let command = format!("START_REPLICATION {slot}PHYSICAL {from} TIMELINE {}", timeline.0);
         self.send_command(&command).await?;
-        match self.wire.receive(doing, COMMAND_LIMIT).await? {
-            Message::CopyBoth => Ok(WalStream { client: self, timeline, next: from, server_done: false }),
-            other => self.failed(doing, other).await,
+        let told = match self.wire.receive_soon(doing).await? {
+            Message::CopyBoth => None,
+            // The server skips the copy where the timeline ends (`StartReplication`).
+            Message::RowDescription(_) => Some(self.what_follows(doing, true).await?),
+            other => return self.failed(doing, other).await,
+        };
+        Ok(WalStream { client: self, timeline, next: from, server_done: told.is_some(), told })
+    }
+
+    /// What is said after the last of a timeline, up to the server's readiness. `done`: its part of
+    /// the copy is over.
+    async fn what_follows(
+        &mut self,
+        doing: &str,
+        mut done: bool,
+    ) -> Result<Option<(Timeline, Lsn)>, ReplicationError> {
+        let mut next = None;
+        loop {
+            match self.wire.receive_soon(doing).await? {
+                Message::CopyData(_) if !done => {}
+                Message::CopyDone if !done => done = true,
+                Message::RowDescription(_) | Message::Complete(_) => {}
+                Message::Row(columns) => next = next_timeline(&columns),
+                Message::Ready(_) => return Ok(next),
+                other => return Err(self.wire.unexpected(doing, &other)),
+            }
         }
     }
 }
@@ -103,8 +123,11 @@ impl WalStream {
     /// Cancel safety: nothing is lost when this is dropped, so it may stand in a `select!`.
     pub async fn next(&mut self) -> Result<StreamEvent, ReplicationError> {
         let doing = "stream WAL";
+        if self.server_done {
+            return Ok(StreamEvent::EndOfTimeline);
+        }
         let wire = &mut self.client.wire;
-        match wire.receive(doing, SILENCE_LIMIT).await? {
+        match wire.receive(doing, wire.patience.stream).await? {
             Message::CopyData(data) => {
                 let event = event(data).map_err(|reason| wire.protocol(reason))?;
                 if let StreamEvent::Wal { at, data, .. } = &event {
@@ -119,12 +142,14 @@ impl WalStream {
                 self.server_done = true;
                 Ok(StreamEvent::EndOfTimeline)
             }
-            other => self.client.failed(doing, other).await,
+            // Nothing is read after it, so that the error is not lost with a wait that is dropped.
+            other => Err(wire.unexpected(doing, &other)),
         }
     }
 
     /// Tells the server what is written, flushed and applied here. Must come more often than
-    /// `wal_sender_timeout`, from a task that nothing blocks.
+    /// `wal_sender_timeout`, from a task that nothing blocks. The server listens until
+    /// [`end`](Self::end), after the end of the timeline too.
     ///
     /// Not cancel-safe: dropped half way, the connection is at its end.
     pub async fn report(
@@ -135,6 +160,9 @@ impl WalStream {
         now: Timestamp,
         wants_answer: bool,
     ) -> Result<(), ReplicationError> {
+        if self.told.is_some() {
+            return Ok(());
+        }
         let mut status = Vec::with_capacity(34);
         status.push(b'r');
         for lsn in [written, flushed, applied] {
@@ -148,20 +176,12 @@ impl WalStream {
     /// Ends the stream in good order: after [`StreamEvent::EndOfTimeline`], or because this side
     /// wants to. What the server still sends is dropped.
     pub async fn end(mut self) -> Result<StreamEnd, ReplicationError> {
-        let doing = "end the stream";
-        self.client.wire.send(b"c\0\0\0\x04").await?;
-        let mut next = None;
-        let mut done = self.server_done;
-        loop {
-            match self.client.wire.receive(doing, COMMAND_LIMIT).await? {
-                Message::CopyData(_) if !done => {}
-                Message::CopyDone if !done => done = true,
-                Message::RowDescription(_) | Message::Complete(_) => {}
-                Message::Row(columns) => next = next_timeline(&columns),
-                Message::Ready(_) => return Ok(StreamEnd { next, client: self.client }),
-                other => return Err(self.client.wire.unexpected(doing, &other)),
-            }
+        if let Some(next) = self.told {
+            return Ok(StreamEnd { next, client: self.client });
         }
+        self.client.wire.send(b"c\0\0\0\x04").await?;
+        let next = self.client.what_follows("end the stream", self.server_done).await?;
+        Ok(StreamEnd { next, client: self.client })
     }
 }
 

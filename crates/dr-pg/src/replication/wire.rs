@@ -8,6 +8,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::error::ReplicationError;
 use super::messages::{self, HEADER, Message};
+use super::patience::Patience;
 use crate::conn::Stream;
 
 /// The longest message that is taken, in bytes. Servers send at most 128 KiB of WAL and 40 KiB of
@@ -17,20 +18,18 @@ pub const MAX_MESSAGE: usize = 16 << 20;
 /// Bytes asked of the socket at once.
 const READ_SIZE: usize = 256 << 10;
 
-/// How long the socket may take no bytes.
-const SEND_LIMIT: Duration = Duration::from_secs(60);
-
 pub(super) struct Wire {
     stream: Stream,
     inbox: BytesMut,
     pub server: String,
+    pub patience: Patience,
     /// A message was cut off while it was sent: nothing can follow it.
     broken: bool,
 }
 
 impl Wire {
     pub fn new(stream: Stream, server: String) -> Self {
-        Wire { stream, inbox: BytesMut::new(), server, broken: false }
+        Wire { stream, inbox: BytesMut::new(), server, patience: Patience::default(), broken: false }
     }
 
     /// Sends bytes, whole. Not cancel-safe: dropped half way, the connection is at its end, and
@@ -40,14 +39,15 @@ impl Wire {
             return Err(self.lost("an earlier message was cut off"));
         }
         self.broken = true;
-        let sent = tokio::time::timeout(SEND_LIMIT, async {
+        let limit = self.patience.send;
+        let sent = tokio::time::timeout(limit, async {
             self.stream.write_all(bytes).await?;
             self.stream.flush().await
         });
         match sent.await {
             Ok(Ok(())) => self.broken = false,
             Ok(Err(error)) => return Err(self.lost(error)),
-            Err(_) => return Err(self.late("take a message", SEND_LIMIT)),
+            Err(_) => return Err(self.late("take a message", limit)),
         }
         Ok(())
     }
@@ -66,6 +66,11 @@ impl Wire {
                 None => self.fill(doing, limit).await?,
             }
         }
+    }
+
+    /// The next message of an answer that needs no thought.
+    pub async fn receive_soon(&mut self, doing: &str) -> Result<Message, ReplicationError> {
+        self.receive(doing, self.patience.command).await
     }
 
     /// The next message of any kind; for the handshake.

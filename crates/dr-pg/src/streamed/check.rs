@@ -1,7 +1,7 @@
 //! Whether a server is ready for backups over the replication connection.
 
-use dr_core::error::Classified;
-use dr_core::port::{Finding, SourceError};
+use dr_core::error::{Classified, ErrorClass};
+use dr_core::port::{Finding, SourceError, Verdict};
 
 use crate::local::{StandbyPolicy, check as shared};
 use crate::replication::{ReplicationClient, ReplicationMode};
@@ -22,8 +22,10 @@ pub(super) async fn check(
     let mut findings = vec![Finding::good("server", format!("{} answers", sql.server()))];
     findings.push(shared::version(settings.get("server_version_num").map_or("", String::as_str)));
     findings.extend(role(sql).await?);
-    findings.push(senders(sql).await?);
-    findings.push(connection(sql).await?);
+    let senders = senders(sql).await?;
+    let has_room = senders.verdict == Verdict::Good;
+    findings.push(senders);
+    findings.push(connection(sql, has_room).await?);
     findings.push(shared::role(sql, standby).await?);
     findings.extend(shared::databases(sql, conninfo).await?);
     findings.extend(shared::server(&settings));
@@ -69,13 +71,15 @@ async fn senders(sql: &Sql) -> Result<Finding, SourceError> {
     })
 }
 
-/// Only a try shows what pg_hba.conf says about replication.
-async fn connection(sql: &Sql) -> Result<Finding, SourceError> {
+/// Only a try shows what pg_hba.conf says about replication. A connection that is lost on the way, to
+/// a server that answers and has room, is nothing to be mended there: it passes.
+async fn connection(sql: &Sql, has_room: bool) -> Result<Finding, SourceError> {
     Ok(match ReplicationClient::connect(&sql.same_server(), ReplicationMode::Physical).await {
         Ok(client) => {
             let tls = if client.is_encrypted() { "with" } else { "without" };
             Finding::good("replication", format!("the replication connection works, {tls} TLS"))
         }
+        Err(error) if has_room && error.class() == ErrorClass::Transient => return Err(error.into()),
         Err(error) => Finding::bad("replication", error.to_string(), error.hint().unwrap_or_default()),
     })
 }

@@ -178,6 +178,7 @@ async fn next(
     interrupted: &(dyn Fn() -> bool + Send),
 ) -> Result<Option<BackupEvent>, SourceError> {
     let began = tokio::time::Instant::now();
+    let limit = backup.patience().backup;
     loop {
         tokio::select! {
             biased;
@@ -189,8 +190,8 @@ async fn next(
             return Err(SourceError::Query { server: server.to_owned(), operation: "go on".into(), source });
         }
         // Asking begins a new wait each time, so the limit of the whole is kept here.
-        if began.elapsed() >= BaseBackup::STALL_LIMIT {
-            let source = format!("no byte arrived for {} s", BaseBackup::STALL_LIMIT.as_secs()).into();
+        if began.elapsed() >= limit {
+            let source = format!("no byte arrived for {} s", limit.as_secs_f32()).into();
             let operation = "send a backup".into();
             return Err(SourceError::Query { server: server.to_owned(), operation, source });
         }
