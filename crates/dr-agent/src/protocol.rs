@@ -69,11 +69,7 @@ pub fn read_request(line: &[u8], speaks: &RangeInclusive<u32>) -> (u32, Result<R
     let newest = *speaks.end();
     let line: Line = match serde_json::from_slice(line) {
         Ok(line) => line,
-        // The text of the error has a place in the line, and nothing of what is written there.
-        Err(error) => {
-            let reason = format!("it is no JSON object with the fields of a request: {error}");
-            return (newest, Err(ResidentError::Request { reason }));
-        }
+        Err(error) => return (newest, Err(ResidentError::Request { reason: what(&error) })),
     };
     if line.dr_agent < *speaks.start() {
         return (newest, Err(ResidentError::AskerTooOld { theirs: line.dr_agent, ours: speaks.clone() }));
@@ -90,6 +86,15 @@ pub fn read_request(line: &[u8], speaks: &RangeInclusive<u32>) -> (u32, Result<R
         }
     };
     (version, Ok(request))
+}
+
+/// What is wrong with a line, without what is written there: serde's own words repeat values.
+fn what(error: &serde_json::Error) -> String {
+    let wrong = match error.classify() {
+        serde_json::error::Category::Data => "a field has the wrong type, or it is no object",
+        _ => "it is no JSON",
+    };
+    format!("{wrong} (column {})", error.column())
 }
 
 /// An answer as a line.
@@ -130,7 +135,7 @@ pub fn write_request(request: &Request) -> String {
 pub fn read_answer(line: &[u8], place: &str) -> Result<Value, ResidentError> {
     let socket = || place.to_owned();
     let bad = |reason: String| ResidentError::Answer { socket: socket(), reason };
-    let document: Value = serde_json::from_slice(line).map_err(|error| bad(error.to_string()))?;
+    let document: Value = serde_json::from_slice(line).map_err(|error| bad(what(&error)))?;
     let version = document.get("dr_agent").and_then(Value::as_u64);
     let version = version.ok_or_else(|| bad("it has no dr_agent, the version".into()))?;
     // An error has one shape in all versions, so that any two can tell each other this much.
