@@ -451,3 +451,31 @@ fn a_watchdog_of_another_process_is_not_fed() {
         assert_ne!(&text[..length], b"WATCHDOG=1");
     }
 }
+
+/// The value of a key in the unit that is packaged.
+fn of_unit(key: &str) -> String {
+    let unit = concat!(env!("CARGO_MANIFEST_DIR"), "/../../packaging/systemd/dr-agent.service");
+    let text = std::fs::read_to_string(unit).unwrap();
+    let line = text.lines().find_map(|line| line.strip_prefix(&format!("{key}=")));
+    line.unwrap_or_else(|| panic!("{key} is not in {unit}")).to_owned()
+}
+
+#[test]
+fn the_unit_fits_the_program() {
+    let place = Place::make();
+    for key in ["ExecStart", "ExecReload"] {
+        let line = of_unit(key);
+        let words: Vec<&str> = line.split(' ').collect();
+        assert_eq!(words[0], "/usr/bin/dr");
+        assert!(place.dr(&[&words[1..], &["--help"]].concat()).status.success(), "{line}");
+    }
+    std::fs::write(place.at("dr.toml"), "").unwrap();
+    let settings: Value = serde_json::from_slice(&place.dr(&["config", "show", "--json"]).stdout).unwrap();
+    let default = |name: &str| settings["result"][name]["value"].as_str().unwrap().to_owned();
+    assert_eq!(default("agent.socket"), format!("/run/{}/agent.sock", of_unit("RuntimeDirectory")));
+    let cut = dr_core::ErrorClass::Cancelled.exit_code();
+    assert_eq!(of_unit("RestartPreventExitStatus"), cut.to_string());
+    let agents = dr_core::size::parse_duration(&default("agent.stop_timeout")).unwrap();
+    let systemds = Duration::from_secs(of_unit("TimeoutStopSec").parse().unwrap());
+    assert!(systemds >= agents + Duration::from_secs(20), "the agent itself cuts off, and tells what");
+}
