@@ -22,11 +22,12 @@ pub const FROM_ELSEWHERE: u32 = 16;
 const FETCH_LIMIT: Duration = Duration::from_secs(300);
 
 /// Tests that start servers: all but one of them need no other version.
-const ON_EACH: [&str; 8] = [
+const ON_EACH: [&str; 9] = [
     "real_server",
     "real_faults",
     "real_stream",
     "real_standby",
+    "real_agent",
     "source",
     "instance",
     "formats",
