@@ -111,10 +111,14 @@ impl Check {
             }
             Err(error) => return Err(TaskError::bug(format!("the check: {error}"))),
         };
+        self.learn(&report);
+        Ok(report)
+    }
+
+    fn learn(&self, report: &CheckReport) {
         if report.findings.iter().any(|finding| finding.check == CANNOT_DELETE) {
             self.probes.store(false, Ordering::Relaxed);
         }
-        Ok(report)
     }
 
     fn report(&self, report: &CheckReport, took: Duration) -> Report {
@@ -169,5 +173,43 @@ impl Task for Check {
                 return Ok(());
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Sources;
+    use crate::wire::HostClock;
+
+    fn check(repository: &std::path::Path) -> Check {
+        let flag = |name: &str, value: String| (name.to_owned(), value, "--set".to_owned());
+        let sources = Sources {
+            file: Some("/dev/null".into()),
+            flags: vec![
+                flag("repository.url", repository.display().to_string()),
+                flag("cluster.connection", format!("host={}", repository.display())),
+            ],
+            ..Sources::default()
+        };
+        let settings = Settings::load(&sources).expect("settings");
+        Check::new(settings, Duration::from_secs(60), Arc::new(HostClock))
+    }
+
+    #[tokio::test]
+    async fn a_store_that_keeps_what_a_probe_wrote_is_probed_once_a_start() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let check = check(dir.path());
+        check.round().await.expect("a round");
+        // The probe's object is removed, its folder stays: so one sees that it was there.
+        let probed = dir.path().join("dr-probe");
+        std::fs::remove_dir(&probed).expect("it was probed, and nothing is left in it");
+        check.round().await.expect("a round");
+        std::fs::remove_dir(&probed).expect("it is probed in each round");
+        let kept = Finding::warning(CANNOT_DELETE, "it does not let this identity delete", "");
+        check.learn(&judged(vec![kept]));
+        let report = check.round().await.expect("a round");
+        assert!(!probed.exists(), "nothing more is written");
+        assert!(report.findings.iter().any(|finding| finding.check == CANNOT_DELETE), "and that is told");
     }
 }

@@ -12,6 +12,7 @@
 
 mod error;
 mod http;
+mod signals;
 mod socket;
 mod status;
 mod systemd;
@@ -29,6 +30,7 @@ use tokio::task::JoinHandle;
 
 pub use error::ResidentError;
 pub use http::{HEALTH_TIME, HTTP_CONNECTIONS, HTTP_HEAD_LIMIT, HTTP_HEAD_TIME, HTTP_TIME};
+pub use signals::Signals;
 pub use status::NotReady;
 pub use systemd::Notifier;
 
@@ -42,6 +44,8 @@ use status::Configuration;
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// How long what is served may take to end.
 const CLOSE_TIME: Duration = Duration::from_secs(2);
+/// How much longer than its tasks the agent itself may take to stop.
+const STOP_MARGIN: Duration = Duration::from_secs(15);
 
 /// What an agent is to do, made of a configuration.
 #[derive(Debug)]
@@ -139,7 +143,7 @@ pub struct Resident {
 }
 
 /// How an agent ended.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Summary {
     /// How long it ran.
     pub uptime: Duration,
@@ -191,7 +195,6 @@ impl Resident {
         let telling = tokio::spawn(tell(self.control.clone()));
         let watching = tokio::spawn(watch_over(self.control.clone()));
         let ended = self.supervisor.await;
-        self.control.0.notifier.stopping();
         telling.abort();
         watching.abort();
         // A reload that hangs must not hold up the end; what it holds goes with the process.
@@ -260,6 +263,11 @@ impl Control {
         status::metrics(&self.0.handle, &self.configuration(), self.0.started)
     }
 
+    /// Tells systemd in a line how it is.
+    fn tell(&self) {
+        self.0.notifier.status(&status::line(&self.0.handle.view(), &self.not_ready()));
+    }
+
     /// Whether the supervisor's loop answers within a time.
     pub async fn is_alive(&self, within: Duration) -> bool {
         self.0.handle.is_alive(within).await
@@ -269,7 +277,7 @@ impl Control {
     pub async fn stop(&self, now: bool) -> Result<(), ResidentError> {
         if self.0.handle.view().phase == Phase::Running {
             tracing::info!("the agent stops");
-            self.0.notifier.stopping();
+            self.0.notifier.stopping(self.configuration().stop_timeout + STOP_MARGIN);
         }
         if now {
             self.0.handle.cut().await?
@@ -296,12 +304,14 @@ impl Control {
                     (c.loaded, c.last_error, c.applied) = (loaded, None, c.applied + 1);
                     (c.socket, c.listen, c.stop_timeout) = (socket, listen, stop_timeout);
                 });
+                self.tell();
                 Ok(changes)
             }
             Err(error) => {
                 let told = TaskError::of(&error);
                 tracing::warn!("the new configuration is refused, the old one stays: {told} [{}]", told.code);
                 self.note(|c| (c.refused, c.last_error) = (c.refused + 1, Some(told.clone())));
+                self.tell();
                 let TaskError { class, code, message, hint } = told;
                 Err(ResidentError::Refused { class, code, message, hint })
             }
@@ -354,44 +364,14 @@ impl Control {
             }
         }
     }
-
-    /// Obeys signals for as long as the agent runs: the first SIGTERM or SIGINT asks it to stop, the
-    /// second cuts off what still runs; SIGHUP reloads.
-    pub async fn obey_signals(self) {
-        use tokio::signal::unix::{SignalKind, signal};
-        let listen = |kind| signal(kind).inspect_err(|error| tracing::warn!("signals: {error}")).ok();
-        let kinds = [SignalKind::terminate(), SignalKind::interrupt(), SignalKind::hangup()].map(listen);
-        let [Some(mut term), Some(mut int), Some(mut hup)] = kinds else { return };
-        let mut stops = 0;
-        loop {
-            tokio::select! {
-                _ = term.recv() => stops += 1,
-                _ = int.recv() => stops += 1,
-                _ = hup.recv() => {
-                    let control = self.clone();
-                    // Beside this loop, which must hear the next signal. It has logged how it went.
-                    tokio::spawn(async move { drop(control.reload().await) });
-                    continue;
-                }
-            }
-            let _ = self.stop(stops > 1).await;
-        }
-    }
 }
 
-/// Tells systemd in a line how the agent is, whenever that changes.
+/// Tells systemd how the agent is, whenever its tasks change.
 async fn tell(control: Control) {
     let mut handle = control.0.handle.clone();
-    let mut last = String::new();
-    loop {
-        let line = status::line(&handle.view(), &control.not_ready());
-        if line != last {
-            control.0.notifier.status(&line);
-            last = line;
-        }
-        if !handle.changed().await {
-            return;
-        }
+    control.tell();
+    while handle.changed().await {
+        control.tell();
     }
 }
 

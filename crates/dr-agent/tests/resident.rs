@@ -4,12 +4,19 @@
 mod common;
 mod exposition;
 
+use std::io::{Read, Write};
+use std::net::TcpStream;
 use std::os::unix::net::UnixDatagram;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use common::{Agent, Does, LIMIT, http, raw, task};
 use dr_agent::protocol::{Client, Request};
-use dr_agent::resident::{Notifier, ResidentError};
+use dr_agent::resident::{
+    HTTP_CONNECTIONS, HTTP_HEAD_LIMIT, HTTP_HEAD_TIME, HTTP_TIME, Notifier, ResidentError,
+};
+use dr_agent::supervise::{Policy, Supervised, Task, TaskContext, TaskError};
 use serde_json::{Value, json};
 
 #[tokio::test]
@@ -169,6 +176,103 @@ async fn a_task_that_does_not_stop_is_cut_off_after_the_configured_time() {
     assert!(began.elapsed() < LIMIT);
 }
 
+#[tokio::test]
+async fn http_has_limits_for_heads_and_connections() {
+    let agent = Agent::start(vec![]).await;
+    let (code, ..) = http(agent.http(), &format!("GET /{}", "x".repeat(HTTP_HEAD_LIMIT))).await;
+    assert!(code == 431 || code == 414, "{code}");
+    let held: Vec<TcpStream> =
+        (0..HTTP_CONNECTIONS).map(|_| TcpStream::connect(agent.http()).unwrap()).collect();
+    let mut one_more = TcpStream::connect(agent.http()).unwrap();
+    one_more.set_read_timeout(Some(LIMIT)).unwrap();
+    let closed = tokio::task::spawn_blocking(move || one_more.read(&mut [0]));
+    // Closed, or reset where the request was on its way.
+    assert!(!matches!(closed.await.unwrap(), Ok(count) if count > 0));
+    drop(held);
+    let end = Instant::now() + LIMIT;
+    while !answers(agent.http()).await {
+        assert!(Instant::now() < end, "no place became free");
+    }
+    agent.stop().await;
+}
+
+async fn answers(address: std::net::SocketAddr) -> bool {
+    let ask = move || {
+        let mut stream = TcpStream::connect(address)?;
+        stream.set_read_timeout(Some(LIMIT))?;
+        stream.write_all(b"GET /healthz HTTP/1.1\r\nHost: test\r\n\r\n")?;
+        let mut text = String::new();
+        stream.read_to_string(&mut text)?;
+        Ok::<_, std::io::Error>(text.starts_with("HTTP/1.1 200"))
+    };
+    tokio::task::spawn_blocking(ask).await.unwrap().unwrap_or(false)
+}
+
+#[tokio::test]
+async fn slow_an_http_client_that_does_not_finish_its_request_is_let_go() {
+    let agent = Agent::start(vec![]).await;
+    let mut slow = TcpStream::connect(agent.http()).unwrap();
+    slow.set_read_timeout(Some(LIMIT)).unwrap();
+    slow.write_all(b"GET /metrics HTTP/1.1\r\nHost:").unwrap();
+    let began = Instant::now();
+    let got = tokio::task::spawn_blocking(move || slow.read_to_end(&mut Vec::new()));
+    assert!(got.await.unwrap().is_ok(), "it is closed, not reset");
+    let took = began.elapsed();
+    assert!(took >= HTTP_HEAD_TIME - Duration::from_millis(100) && took < HTTP_TIME, "{took:?}");
+    agent.stop().await;
+}
+
+/// A task whose name takes its time, so that whoever asks for it hangs: the supervisor's loop.
+struct Sticky;
+
+static STICKS: AtomicBool = AtomicBool::new(false);
+
+#[async_trait::async_trait]
+impl Task for Sticky {
+    fn name(&self) -> &str {
+        while STICKS.load(Ordering::SeqCst) {
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        "sticky"
+    }
+
+    async fn run(&self, context: TaskContext) -> Result<(), TaskError> {
+        context.stop_requested().await;
+        Ok(())
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 6)]
+async fn while_the_loop_hangs_the_watchdog_is_not_fed_and_health_is_bad() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("notify");
+    let server = UnixDatagram::bind(&path).unwrap();
+    server.set_read_timeout(Some(LIMIT)).unwrap();
+    let notifier = Notifier::to(path.to_str().unwrap(), Some(Duration::from_millis(100)));
+    let sticky = Supervised::new(Arc::new(Sticky), Policy::permanent());
+    let agent = Agent::start_told(vec![sticky], notifier).await;
+    while told(&server) != "WATCHDOG=1" {}
+    STICKS.store(true, Ordering::SeqCst);
+    // The loop asks for the name of the one task; nobody before it does.
+    let control = agent.control.clone();
+    let reload = tokio::spawn(async move { control.reload().await });
+    // What was on its way when the loop began to hang.
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    server.set_nonblocking(true).unwrap();
+    while server.recv(&mut [0; 1000]).is_ok() {}
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    let mut text = [0; 1000];
+    while let Ok(length) = server.recv(&mut text) {
+        assert_ne!(&text[..length], b"WATCHDOG=1", "the loop hangs");
+    }
+    assert_eq!(http(agent.http(), "GET /healthz").await.0, 503);
+    STICKS.store(false, Ordering::SeqCst);
+    let _ = reload.await.unwrap();
+    server.set_nonblocking(false).unwrap();
+    while told(&server) != "WATCHDOG=1" {}
+    agent.stop().await;
+}
+
 fn told(server: &UnixDatagram) -> String {
     let mut text = [0; 1000];
     let length = server.recv(&mut text).unwrap();
@@ -204,5 +308,5 @@ async fn systemd_is_told_each_state_in_order_and_that_the_loop_lives() {
     assert!(next_state(&server).starts_with("RELOADING=1\nMONOTONIC_USEC="));
     assert_eq!(next_state(&server), "READY=1");
     agent.stop().await;
-    assert_eq!(next_state(&server), "STOPPING=1");
+    assert_eq!(next_state(&server), "STOPPING=1\nEXTEND_TIMEOUT_USEC=35000000", "20 s and a margin");
 }

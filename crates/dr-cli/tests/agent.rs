@@ -433,7 +433,7 @@ fn systemd_is_told_of_start_life_reload_and_stop() {
     assert!(next_state().starts_with("RELOADING=1\nMONOTONIC_USEC="));
     assert_eq!(next_state(), "READY=1");
     agent.signal(TERM);
-    assert_eq!(next_state(), "STOPPING=1");
+    assert_eq!(next_state(), "STOPPING=1\nEXTEND_TIMEOUT_USEC=75000000");
     assert_eq!(agent.exit(), Some(0));
 }
 

@@ -80,7 +80,7 @@ async fn main() -> Result<()> {
         })
     };
 
-    // `Notifier::from_environment()` tells systemd; `Control::obey_signals` obeys SIGTERM and SIGHUP.
+    // `Notifier::from_environment()` tells systemd; `Signals` obeys SIGTERM and SIGHUP.
     let agent = Resident::start(Arc::new(load), Arc::new(HostClock), Notifier::default()).await?;
     let running = tokio::spawn(agent.run());
 

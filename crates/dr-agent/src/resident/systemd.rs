@@ -60,9 +60,9 @@ impl Notifier {
         self.send(&format!("RELOADING=1\nMONOTONIC_USEC={micros}"));
     }
 
-    /// It stops.
-    pub fn stopping(&self) {
-        self.send("STOPPING=1");
+    /// It stops, which may take so long: more than the unit says, if the agent's settings do.
+    pub fn stopping(&self, limit: Duration) {
+        self.send(&format!("STOPPING=1\nEXTEND_TIMEOUT_USEC={}", limit.as_micros()));
     }
 
     /// How it is, in one line for people.
@@ -120,8 +120,8 @@ mod tests {
         assert_eq!(told(server), "STATUS=two lines");
         notifier.alive();
         assert_eq!(told(server), "WATCHDOG=1");
-        notifier.stopping();
-        assert_eq!(told(server), "STOPPING=1");
+        notifier.stopping(Duration::from_secs(75));
+        assert_eq!(told(server), "STOPPING=1\nEXTEND_TIMEOUT_USEC=75000000");
     }
 
     #[test]

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use dr_agent::config::Sources;
 use dr_agent::protocol::{Client, Request};
-use dr_agent::resident::{Notifier, Resident, ResidentError};
+use dr_agent::resident::{Notifier, Resident, ResidentError, Signals, Summary};
 use dr_agent::{AgentError, Settings, wire};
 use serde_json::{Value, json};
 
@@ -46,10 +46,17 @@ pub(super) fn run(global: &Global, command: Agent) -> Result<u8, CliError> {
 }
 
 async fn resident(global: &Global) -> Result<u8, CliError> {
+    let mut signals = Signals::listen()?;
     let load = wire::resident(sources(global)?);
-    let resident = Resident::start(load, Arc::new(wire::HostClock), Notifier::from_environment()).await?;
-    tokio::spawn(resident.control().obey_signals());
-    let summary = resident.run().await?;
+    let started = Resident::start(load, Arc::new(wire::HostClock), Notifier::from_environment());
+    let summary = tokio::select! {
+        started = started => {
+            let resident = started?;
+            tokio::spawn(signals.obey(resident.control()));
+            resident.run().await?
+        }
+        () = signals.stop_asked() => Summary::default(),
+    };
     let result = json!({ "uptime_seconds": summary.uptime.as_secs(), "reloads": summary.reloads });
     output::result(global.json, "agent run", &result, || "The agent has stopped.\n".to_owned());
     Ok(0)
