@@ -5,6 +5,7 @@
 
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 /// Who is told, and how often the watchdog wants to hear.
@@ -12,6 +13,8 @@ use std::time::Duration;
 pub struct Notifier {
     to: Option<(UnixDatagram, SocketAddr)>,
     watchdog: Option<Duration>,
+    /// The last line for people.
+    said: Mutex<String>,
 }
 
 impl Notifier {
@@ -39,7 +42,7 @@ impl Notifier {
             Ok((socket, target?))
         });
         match socket {
-            Ok(to) => Notifier { to: Some(to), watchdog },
+            Ok(to) => Notifier { to: Some(to), watchdog, said: Mutex::default() },
             Err(error) => {
                 tracing::warn!("NOTIFY_SOCKET = {address:?} cannot be used: {error}");
                 Notifier::default()
@@ -65,8 +68,13 @@ impl Notifier {
         self.send(&format!("STOPPING=1\nEXTEND_TIMEOUT_USEC={}", limit.as_micros()));
     }
 
-    /// How it is, in one line for people.
+    /// How it is, in one line for people; the same line is not said twice.
     pub fn status(&self, line: &str) {
+        let mut said = self.said.lock().unwrap_or_else(PoisonError::into_inner);
+        if *said == line {
+            return;
+        }
+        line.clone_into(&mut said);
         self.send(&format!("STATUS={}", line.replace('\n', " ")));
     }
 
@@ -117,6 +125,7 @@ mod tests {
         let micros = text.strip_prefix("RELOADING=1\nMONOTONIC_USEC=").expect("both in one datagram");
         assert!(micros.parse::<u64>().expect("a number") > 0);
         notifier.status("two\nlines");
+        notifier.status("two\nlines");
         assert_eq!(told(server), "STATUS=two lines");
         notifier.alive();
         assert_eq!(told(server), "WATCHDOG=1");
@@ -161,7 +170,7 @@ mod tests {
             assert_eq!(watchdog(text(wrong), None, 7), None);
         }
         assert_eq!(watchdog(None, None, 7), None);
-        let notifier = Notifier { to: None, watchdog: Some(Duration::from_secs(60)) };
+        let notifier = Notifier { watchdog: Some(Duration::from_secs(60)), ..Notifier::default() };
         assert_eq!(notifier.every(), Some(Duration::from_secs(30)));
     }
 }
