@@ -1,5 +1,5 @@
 //! Programs that embed dr's libraries. Each begins with what it shows; run one with
-//! `cargo run --package dr-examples --bin NAME`. They make their own disposable server, so they need
+//! `cargo run --package dr-examples --bin NAME`. Most make their own disposable server, so they need
 //! PostgreSQL's programs and a user that is not root.
 //!
 //! What the programs share is here: a repository in a directory, and the two commands that

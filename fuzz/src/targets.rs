@@ -1,5 +1,6 @@
 //! The readers.
 
+mod agent;
 mod postgres;
 mod repository;
 mod text;
@@ -8,5 +9,8 @@ use crate::Target;
 
 /// Every reader of bytes that come from a disk, a store or a person.
 pub fn all() -> Vec<Target> {
-    [postgres::targets(), repository::targets(), text::targets()].into_iter().flatten().collect()
+    [agent::targets(), postgres::targets(), repository::targets(), text::targets()]
+        .into_iter()
+        .flatten()
+        .collect()
 }

@@ -20,6 +20,7 @@ mod source;
 mod steps;
 mod test;
 mod tidy;
+mod units;
 
 use std::process::ExitCode;
 

@@ -22,12 +22,13 @@ pub const FROM_ELSEWHERE: u32 = 16;
 const FETCH_LIMIT: Duration = Duration::from_secs(300);
 
 /// Tests that start servers: all but one of them need no other version.
-const ON_EACH: [&str; 10] = [
+const ON_EACH: [&str; 11] = [
     "real_server",
     "real_faults",
     "real_stream",
     "real_standby",
     "real_cuts",
+    "real_agent",
     "source",
     "instance",
     "formats",

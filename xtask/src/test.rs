@@ -42,7 +42,7 @@ pub fn main(args: &[String]) -> Result<(), String> {
     set_environment(&mut steps, &scratch)?;
     // It runs until all steps are done.
     let (server_programs, _s3) = prepare(&mut steps, &options, &scratch);
-    check(&mut steps, &options);
+    check(&mut steps, &options, &scratch);
     test(&mut steps, &options, &scratch, server_programs.as_deref());
     steps.finish()
 }
@@ -101,10 +101,11 @@ fn start_s3(steps: &mut Steps, options: &Options, scratch: &Scratch) -> Option<s
     server
 }
 
-fn check(steps: &mut Steps, options: &Options) {
+fn check(steps: &mut Steps, options: &Options, scratch: &Scratch) {
     let minutes = |count: u64| Duration::from_secs(count * 60);
     steps.run("fmt", minutes(2), cargo(&["fmt", "--all", "--check"]));
     steps.call("tidy", crate::tidy::main);
+    crate::units::step(steps, scratch.path());
     let clippy = ["clippy", "--workspace", "--all-targets", "--quiet", "--", "-D", "warnings"];
     steps.run("clippy", minutes(15), cargo(&clippy));
     if options.quick {

@@ -7,6 +7,7 @@ mod layers;
 mod table;
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -86,6 +87,32 @@ impl Settings {
         self.text(name).and_then(|text| dr_core::size::parse_duration(text).ok()).unwrap_or_default()
     }
 
+    /// An address; checked when loaded.
+    pub fn address(&self, name: &'static str) -> Option<SocketAddr> {
+        self.text(name).and_then(|text| text.parse().ok())
+    }
+
+    /// A duration of at least so much.
+    pub fn duration_from(&self, name: &'static str, least: Duration) -> Result<Duration, AgentError> {
+        let (value, written) = (self.duration(name), self.values.get(name));
+        if value >= least {
+            return Ok(value);
+        }
+        Err(AgentError::BadValue {
+            origin: written.map(|w| w.origin.clone()).unwrap_or_default(),
+            key: name,
+            value: written.map(|w| w.value.clone()).unwrap_or_default(),
+            reason: format!("it is at least {} s", least.as_secs_f64()),
+        })
+    }
+
+    /// All settings whose names begin so, as one text: to see whether any of them changed. It may
+    /// hold secrets.
+    pub(crate) fn made_of(&self, prefixes: &[&str]) -> String {
+        let fitting = self.values.iter().filter(|(name, _)| prefixes.iter().any(|p| name.starts_with(p)));
+        fitting.map(|(name, written)| format!("{name} = {:?}\n", written.value)).collect()
+    }
+
     /// All values as they may be shown to people and programs: without passwords.
     pub fn shown(&self) -> BTreeMap<&'static str, Written> {
         let mut values = self.values.clone();
@@ -127,6 +154,10 @@ impl Settings {
             Kind::Number => value.parse::<u64>().err().map(|_| "it is a whole number".to_owned()),
             Kind::Duration => dr_core::size::parse_duration(value).err().map(|e| e.to_string()),
             Kind::Size => dr_core::size::parse_bytes(value).err().map(|e| e.to_string()),
+            Kind::Address => value
+                .parse::<SocketAddr>()
+                .err()
+                .map(|_| "it is an IP address with a port, as 127.0.0.1:7434 or [::1]:7434".to_owned()),
             Kind::Secret => {
                 let known = ["file:", "env:", "exec:"].iter().any(|scheme| value.starts_with(scheme));
                 (!known)

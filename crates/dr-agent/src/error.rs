@@ -7,6 +7,8 @@ use dr_core::{Classified, ErrorClass};
 use dr_storage::RepoError;
 use thiserror::Error;
 
+use crate::resident::ResidentError;
+
 /// Why the configuration cannot be used.
 #[derive(Debug, Error)]
 #[non_exhaustive]
@@ -87,6 +89,15 @@ pub enum AgentError {
         /// Why.
         source: ClusterError,
     },
+    /// The resident agent does not run, or does not do what it is asked.
+    #[error(transparent)]
+    Resident(ResidentError),
+}
+
+impl From<ResidentError> for AgentError {
+    fn from(error: ResidentError) -> Self {
+        AgentError::Resident(error)
+    }
 }
 
 impl AgentError {
@@ -96,6 +107,7 @@ impl AgentError {
             AgentError::Key { source } => Some(source),
             AgentError::Storage { source } => Some(source),
             AgentError::Cluster { source } => Some(source),
+            AgentError::Resident(error) => Some(error),
             _ => None,
         }
     }

@@ -17,8 +17,11 @@ use dr_storage::keys::{AgeKey, FileKey, HostKey};
 use dr_storage::target::{DirectoryOptions, DirectoryTarget, RetryPolicy, Retrying};
 use dr_storage::{Access, ClusterIdentity, Repository};
 
-use crate::config::Settings;
+use crate::check::Check;
+use crate::config::{Settings, Sources};
 use crate::error::AgentError;
+use crate::resident::{Load, Plan};
+use crate::supervise::{Policy, Supervised};
 
 /// The clock of this host.
 #[derive(Clone, Copy, Debug, Default)]
@@ -362,6 +365,38 @@ fn own_cluster(settings: &Settings) -> Option<(SystemId, SegmentSize)> {
         let control = LocalInstance::default().control(&place).ok()?;
         Some((control.system_id, control.segment_size))
     })
+}
+
+/// Reads the configuration of the resident agent from these sources, and makes its plan.
+pub fn resident(sources: Sources) -> Load {
+    Arc::new(move || plan(&Settings::load(&sources)?))
+}
+
+/// How often `dr check` may be run at most.
+const LEAST_CHECK_INTERVAL: Duration = Duration::from_secs(1);
+
+/// What the agent is to do. What is wrong with the settings is found here; a server or a store that
+/// is down is not, since that is what the agent is there to see.
+fn plan(settings: &Settings) -> Result<Plan, AgentError> {
+    well_formed(settings)?;
+    let every = settings.duration_from("agent.check_interval", LEAST_CHECK_INTERVAL)?;
+    let check = Check::new(settings.clone(), every, Arc::new(HostClock));
+    let made_of = settings.made_of(&["cluster.", "repository.", "encryption.", "backup.", "agent.check_"]);
+    Ok(Plan {
+        socket: settings.needed("agent.socket", "the agent")?.into(),
+        listen: settings.address("agent.listen"),
+        stop_timeout: settings.duration("agent.stop_timeout"),
+        tasks: vec![Supervised::new(Arc::new(check), Policy::permanent()).made_of(made_of)],
+    })
+}
+
+/// Whether the settings could work: an address that can be one, keys and secrets that can be read.
+fn well_formed(settings: &Settings) -> Result<(), AgentError> {
+    access(settings)?;
+    match address(settings.needed("repository.url", "the agent")?)? {
+        Address::Directory(_) => Ok(()),
+        Address::S3 { bucket, prefix } => s3(settings, bucket, prefix).map(drop),
+    }
 }
 
 #[cfg(test)]

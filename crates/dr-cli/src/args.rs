@@ -90,6 +90,9 @@ pub(crate) enum Command {
     Verify(Verify),
     /// Show what ran, how it ended and how long it took
     Jobs(Jobs),
+    /// Run and ask the resident agent
+    #[command(subcommand)]
+    Agent(Agent),
     /// Check and show the configuration
     #[command(subcommand)]
     Config(Config),
@@ -362,6 +365,38 @@ pub(crate) struct Jobs {
     /// How many
     #[arg(long, value_name = "N", default_value_t = 20)]
     pub last: usize,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Agent {
+    /// Run the agent in the foreground, until it is asked to stop
+    ///
+    /// SIGTERM and SIGINT ask its tasks to stop at their next safe point, within agent.stop_timeout;
+    /// a second one cuts them off. SIGHUP reloads the configuration. It exits with 0 after an orderly
+    /// stop.
+    Run,
+    /// Say how the agent is and what its tasks do
+    Status(Ask),
+    /// Put the configuration in force anew; a bad one is refused and changes nothing
+    Reload(Ask),
+    /// Ask the agent to stop at the next safe point of its tasks, and wait until it has
+    Stop {
+        #[command(flatten)]
+        ask: Ask,
+        /// Cut off its tasks, as a crash would
+        #[arg(long)]
+        now: bool,
+        /// How long to wait [default: agent.stop_timeout of the agent and 10s]
+        #[arg(long, value_name = "DURATION")]
+        timeout: Option<String>,
+    },
+}
+
+#[derive(Args, Clone, Debug)]
+pub(crate) struct Ask {
+    /// The agent's socket [default: agent.socket]
+    #[arg(long, value_name = "PATH")]
+    pub socket: Option<PathBuf>,
 }
 
 #[derive(Debug, Subcommand)]

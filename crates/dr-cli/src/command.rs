@@ -1,5 +1,6 @@
 //! The commands, one file each.
 
+mod agent;
 mod backup;
 mod check;
 mod config;
@@ -23,7 +24,7 @@ use dr_core::port::EventSink;
 use dr_engine::{Cancel, Context};
 use dr_storage::{ClusterIdentity, Repository};
 
-use crate::args::{Cli, Command, Global, Wal};
+use crate::args::{Agent, Cli, Command, Global, Wal};
 use crate::error::CliError;
 use crate::progress::Progress;
 use crate::{FETCH_FAILED, log, output, paint};
@@ -115,7 +116,7 @@ pub(crate) fn run(cli: Cli) -> u8 {
     let fetching = matches!(cli.command, Command::Wal(Wal::Fetch { .. }));
     let in_server = matches!(cli.command, Command::Wal(_));
     paint::choose(cli.global.color);
-    log::listen(cli.global.verbose);
+    log::listen(cli.global.verbose, matches!(cli.command, Command::Agent(Agent::Run)));
     let ended = dispatch(cli).and_then(|code| match output::failure() {
         None => Ok(code),
         Some(source) => Err(CliError::Stdout { source }),
@@ -150,6 +151,10 @@ fn name_of(command: &Command) -> &'static str {
         Command::Restore(_) => "restore",
         Command::Verify(_) => "verify",
         Command::Jobs(_) => "jobs",
+        Command::Agent(Agent::Run) => "agent run",
+        Command::Agent(Agent::Status(_)) => "agent status",
+        Command::Agent(Agent::Reload(_)) => "agent reload",
+        Command::Agent(Agent::Stop { .. }) => "agent stop",
         Command::Config(_) => "config",
         Command::Key(_) => "key",
         Command::Completions { .. } => "completions",
@@ -163,6 +168,7 @@ fn dispatch(cli: Cli) -> Result<u8, CliError> {
         Command::Completions { shell } => return docs::completions(shell),
         Command::Man { dir } => return docs::man(&dir),
         Command::Reference { what } => return docs::print_reference(&what),
+        Command::Agent(command) => return agent::run(&cli.global, command),
         _ => {}
     }
     let mut global = cli.global;
@@ -190,7 +196,10 @@ fn dispatch(cli: Cli) -> Result<u8, CliError> {
             Command::Jobs(args) => jobs::run(&session, args).await,
             Command::Config(args) => config::run(&session, args),
             Command::Key(args) => key::run(&session, args).await,
-            Command::Completions { .. } | Command::Man { .. } | Command::Reference { .. } => Ok(0),
+            Command::Agent(_)
+            | Command::Completions { .. }
+            | Command::Man { .. }
+            | Command::Reference { .. } => Ok(0),
         }
     })
 }

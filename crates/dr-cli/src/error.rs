@@ -1,6 +1,7 @@
 //! Errors at the edge: shown with their cause, their way out and their page.
 
 use dr_agent::AgentError;
+use dr_agent::resident::ResidentError;
 use dr_core::{Classified, ErrorClass};
 use dr_engine::EngineError;
 use thiserror::Error;
@@ -57,6 +58,12 @@ impl From<AgentError> for CliError {
     }
 }
 
+impl From<ResidentError> for CliError {
+    fn from(error: ResidentError) -> Self {
+        CliError::Agent(error.into())
+    }
+}
+
 impl From<EngineError> for CliError {
     fn from(error: EngineError) -> Self {
         CliError::Engine(error)
@@ -86,6 +93,10 @@ impl Classified for CliError {
 
     fn code(&self) -> &'static str {
         match self {
+            CliError::Agent(AgentError::Resident(ResidentError::Refused { code, .. })) => {
+                // The page of what the agent met, if this version has it.
+                CODES.iter().find(|known| *known == code).copied().unwrap_or("agent-refused")
+            }
             CliError::Agent(error) => error.code(),
             CliError::Engine(error) => error.code(),
             CliError::Usage { .. } => "cli-usage",
@@ -192,6 +203,21 @@ pub const CODES: &[&str] = &[
     "config-bad-value",
     "config-missing",
     "config-which-cluster",
+    "agent-running",
+    "agent-socket",
+    "agent-listen",
+    "agent-unreachable",
+    "agent-late",
+    "agent-protocol",
+    "agent-version",
+    "agent-unsupported",
+    "agent-request",
+    "agent-busy",
+    "agent-refused",
+    "agent-stopping",
+    "agent-still-runs",
+    "agent-stop-cut",
+    "agent-bug",
     "cli-usage",
     "cli-not-ready",
     "cli-not-whole",

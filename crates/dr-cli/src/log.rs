@@ -17,27 +17,30 @@ use crate::progress;
 /// The most distinct warnings that are remembered, so as not to repeat them.
 const REMEMBERED: usize = 1000;
 
-/// Begins to listen. `verbose`: how often `-v` was given.
-pub(crate) fn listen(verbose: u8) {
+/// Begins to listen. `verbose`: how often `-v` was given. `resident`: for a process whose log is read
+/// later: what is noteworthy is told in any case, and a warning as often as it happens.
+pub(crate) fn listen(verbose: u8, resident: bool) {
     let level = match verbose {
-        0 => Level::WARN,
-        1 => Level::INFO,
+        0 if !resident => Level::WARN,
+        0 | 1 => Level::INFO,
         _ => Level::DEBUG,
     };
-    let lines = Lines { level, warned: Mutex::default() };
+    let warned = (!resident).then(Mutex::default);
+    let lines = Lines { level, warned };
     // A second run in one process listens already.
     let _ = tracing::subscriber::set_global_default(tracing_subscriber::registry().with(lines));
 }
 
 struct Lines {
     level: Level,
-    warned: Mutex<BTreeSet<String>>,
+    /// Warnings that were told, where each is told once.
+    warned: Option<Mutex<BTreeSet<String>>>,
 }
 
 impl Lines {
     /// Each database of a cluster would repeat the same warning.
     fn is_news(&self, line: &str) -> bool {
-        let Ok(mut warned) = self.warned.lock() else { return true };
+        let Some(Ok(mut warned)) = self.warned.as_ref().map(Mutex::lock) else { return true };
         if warned.len() >= REMEMBERED {
             return !warned.contains(line);
         }
@@ -94,7 +97,7 @@ mod tests {
     #[test]
     fn only_our_own_crates_speak_and_only_as_loud_as_asked() {
         let listened = |level, check: fn() -> bool| {
-            let lines = Lines { level, warned: Mutex::default() };
+            let lines = Lines { level, warned: Some(Mutex::default()) };
             tracing::subscriber::with_default(tracing_subscriber::registry().with(lines), check)
         };
         assert!(listened(Level::DEBUG, || tracing::enabled!(target: "dr_pg::sql", Level::DEBUG)));
@@ -104,9 +107,11 @@ mod tests {
     }
 
     #[test]
-    fn a_line_is_news_once() {
-        let lines = Lines { level: Level::WARN, warned: Mutex::default() };
+    fn a_line_is_news_once_except_in_a_resident_process() {
+        let lines = Lines { level: Level::WARN, warned: Some(Mutex::default()) };
         assert!(lines.is_news("a") && lines.is_news("b"));
         assert!(!lines.is_news("a"));
+        let resident = Lines { level: Level::WARN, warned: None };
+        assert!(resident.is_news("a") && resident.is_news("a"));
     }
 }

@@ -19,6 +19,8 @@ pub enum Kind {
     Size,
     /// A secret by reference: `file:PATH`, `env:NAME` or `exec:COMMAND`.
     Secret,
+    /// An IP address with a port.
+    Address,
     /// One of these words.
     Choice(&'static [&'static str]),
 }
@@ -35,6 +37,7 @@ impl Kind {
             Kind::Number => "whole number",
             Kind::Duration => "duration with unit (500ms, 30s, 5min, 12h, 7d)",
             Kind::Size => "size with unit (64MiB, 10GB)",
+            Kind::Address => "IP address with port (127.0.0.1:7434, [::1]:7434)",
             Kind::Secret => "secret by reference (file:PATH, env:NAME, exec:COMMAND)",
         };
         words.to_owned()
@@ -183,6 +186,25 @@ pub const SETTINGS: &[Setting] = &[
         "10min",
         "How long replay may stand still before the restore fails.",
     ),
+    setting(
+        "agent.socket",
+        Kind::Path,
+        "/run/dr/agent.sock",
+        "Where the resident agent is asked: a Unix socket, open to its user and group.",
+    ),
+    setting(
+        "agent.listen",
+        Kind::Address,
+        "127.0.0.1:7434",
+        "Where it answers HTTP: /healthz, /readyz, /metrics, to anybody who can connect; off when empty.",
+    ),
+    setting(
+        "agent.stop_timeout",
+        Kind::Duration,
+        "60s",
+        "How long its tasks may take to their next safe point when it stops.",
+    ),
+    setting("agent.check_interval", Kind::Duration, "5min", "How often it runs `dr check`; at least 1s."),
 ];
 
 /// The reference of all settings, in Markdown.
