@@ -87,6 +87,18 @@ pub fn ensure_postgres() -> Result<PathBuf, String> {
     find_postgres().ok_or_else(|| "PostgreSQL was installed, but its programs are still not found".into())
 }
 
+/// Where pgBackRest is, installed if need be and possible: the trial beside it is tested with it.
+pub fn ensure_pgbackrest() -> Result<PathBuf, String> {
+    if find_program("pgbackrest").is_none() {
+        if !is_root() || find_program("apt-get").is_none() {
+            return Err("install pgBackRest (Debian, Ubuntu: apt-get install pgbackrest)".into());
+        }
+        println!("pgBackRest was not found; installing the distribution's");
+        apt_install(&["pgbackrest"])?;
+    }
+    find_program("pgbackrest").ok_or_else(|| "pgBackRest was installed, but is still not found".into())
+}
+
 fn apt_install(packages: &[&str]) -> Result<(), String> {
     let apt = |args: &[&str]| {
         let mut command = Command::new("apt-get");

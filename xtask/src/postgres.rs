@@ -160,7 +160,8 @@ pub fn on_one(steps: &mut Steps, major: u32, bin: &Path, runner: &[&str]) {
     // The whole workspace, so that features are as before and nothing is built twice.
     let tests = ON_EACH.iter().flat_map(|name| ["--test", name]);
     let mut command = cargo(&[runner, &["--workspace"]].concat());
-    command.args(tests).env("DR_TEST_PG_BIN", bin);
+    // The distribution's pgBackRest knows the distribution's server only.
+    command.args(tests).env("DR_TEST_PG_BIN", bin).env_remove("DR_TEST_PGBACKREST");
     steps.run(&format!("postgresql {major}"), Duration::from_secs(600), command);
 }
 

@@ -81,6 +81,10 @@ fn prepare(steps: &mut Steps, options: &Options, scratch: &Scratch) -> (Option<P
     if let Some(python) = python {
         steps.set("DR_TEST_PYTHON", python.to_string_lossy());
     }
+    match environment::ensure_pgbackrest() {
+        Ok(program) => steps.set("DR_TEST_PGBACKREST", program.to_string_lossy()),
+        Err(error) => steps.skip("pgbackrest", &error),
+    }
     let server = start_s3(steps, options, scratch);
     (found, server)
 }

@@ -207,14 +207,13 @@ fn a_backup_and_its_wal_are_restored_without_dr() {
     assert_eq!(dump_digest(&connection), digest);
 }
 
-/// The runbook `docs/runbooks/beside-pgbackrest.md`, where pgBackRest is installed.
+/// The runbook `docs/runbooks/beside-pgbackrest.md`, with the pgBackRest that `DR_TEST_PGBACKREST` names.
 #[test]
 fn a_trial_beside_pgbackrest_archives_and_restores_from_both() {
-    let other = std::env::var("DR_TEST_PGBACKREST").unwrap_or_else(|_| "/usr/bin/pgbackrest".into());
-    if !Path::new(&other).exists() {
-        eprintln!("pgBackRest is not installed");
+    let Ok(other) = std::env::var("DR_TEST_PGBACKREST") else {
+        eprintln!("skipped: DR_TEST_PGBACKREST names no pgBackRest");
         return;
-    }
+    };
     let shop = Shop::open();
     let conf = format!(
         "[global]\nrepo1-path={0}/other\nlog-level-file=off\nlog-level-console=error\nlock-path={0}/lock\nstart-fast=y\n\
