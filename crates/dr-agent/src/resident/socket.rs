@@ -194,6 +194,18 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn who_has_the_lock_has_the_socket_even_before_it_is_there() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let path = dir.path().join("a.sock");
+        let starting = lock(&path).expect("the lock of one that starts");
+        drop(std::os::unix::net::UnixListener::bind(&path).expect("a dead one's"));
+        assert!(matches!(refused(&path), ResidentError::Running { .. }));
+        assert!(path.exists(), "nothing was removed under the other's hands");
+        drop(starting);
+        Place::take(&path).expect("the lock goes with its holder");
+    }
+
+    #[tokio::test]
     async fn one_who_answers_without_the_lock_is_not_pushed_aside() {
         let dir = tempfile::tempdir().expect("a directory");
         let path = dir.path().join("a.sock");
