@@ -5,13 +5,15 @@ Run as root (servers and tools run as user postgres), or by `cargo xtask bench-s
     python3 benches/stream.py --dr target/release/dr --receive target/release/receive --sizes 0.3,1.5,3 --rounds 5
 
 In each round, one after the other and in turning order, over one unix socket:
-    pg_basebackup   the stream as PostgreSQL's own client takes it, thrown away
+    pg_basebackup   the stream as PostgreSQL's own client takes it, thrown away; without WAL in it the server waits
+                    until that is archived, which takes up to a second
     archives        the stream as dr's client takes it, thrown away (benches/src/bin/receive.rs)
     files           the same, taken apart into files as a backup has them
     zstd            the bytes of the stream in a file, compressed by `zstd` with dr's level on all cores
     stream          dr backup --source stream --full
     local           dr backup --source files --full
-What is asked: `stream` takes at most 1.2 times as long as the slower of pg_basebackup and zstd.
+What is asked: `stream` takes at most 1.2 times as long as the slower of the raw stream (the faster of the two clients)
+and zstd, as the median over the rounds: what else runs on the machine then bears on both.
 """
 import argparse, json, os, pwd, shutil, statistics, subprocess, sys, time
 
@@ -34,6 +36,8 @@ class Bench:
     def run(self, command, check=True, out=None):
         """Runs as postgres; answers wall, CPU seconds (children included) and peak memory in MiB."""
         def demote():
+            if self.args.nice:
+                os.setpriority(os.PRIO_PROCESS, 0, self.args.nice)
             os.setgid(self.user.pw_gid)
             os.setuid(self.user.pw_uid)
         log = open(self.path("log"), "a")
@@ -41,11 +45,14 @@ class Bench:
         began = time.monotonic()
         child = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=out or log, stderr=log, env=env,
                                  cwd=self.base, preexec_fn=demote)
+        said = child.stdout.read() if child.stdout else b""
         _, status, usage = os.wait4(child.pid, 0)
         wall = time.monotonic() - began
         if check and status != 0:
             sys.exit(f"{command} failed, see {self.path('log')}")
-        return wall, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024
+        # A small program's peak is hidden by that of the interpreter it was forked from: it tells its own.
+        peak = json.loads(said)["peak_mib"] if said else usage.ru_maxrss / 1024
+        return wall, usage.ru_utime + usage.ru_stime, peak
 
     def sql(self, text):
         self.run([self.bin + "/psql", "-q", "-X", "-v", "ON_ERROR_STOP=1", "-h", self.base, "-p", PORT, "postgres", "-c", text])
@@ -109,7 +116,8 @@ class Bench:
             "stream": dr + ["stream"],
             "local": dr + ["files"],
         }[tool]
-        figures = self.run(command, out=open(os.devnull, "w"))
+        tells = tool in ("archives", "files")
+        figures = self.run(command, out=subprocess.PIPE if tells else open(os.devnull, "w"))
         self.figures.setdefault((size, tool), []).append(figures)
         print(f"{size:>5} GB {tool:14} {figures[0]:6.2f} s wall {figures[1]:6.2f} s CPU {figures[2]:5.0f} MiB"
               f"   load {os.getloadavg()[0]:.2f}", flush=True)
@@ -125,6 +133,13 @@ class Bench:
     def median(self, size, tool, index):
         return statistics.median(f[index] for f in self.figures[(size, tool)])
 
+    def ratios(self, size):
+        """Of each round: a streamed backup to the slower of the raw stream and compression."""
+        def walls(tool):
+            return [f[0] for f in self.figures[(size, tool)]]
+        rounds = zip(walls("stream"), walls("pg_basebackup"), walls("archives"), walls("zstd"))
+        return [stream / max(min(own, ours), floor) for stream, own, ours, floor in rounds]
+
     def summary(self, bytes_of):
         tools = ["pg_basebackup", "archives", "files", "zstd", "stream", "local"]
         print("\n| stream GB | " + " | ".join(f"{tool} s" for tool in tools) + " | stream to the slower | asked |")
@@ -134,8 +149,9 @@ class Bench:
             def spread(tool):
                 walls = [f[0] for f in self.figures[(size, tool)]]
                 return f"{statistics.median(walls):.3g} ({min(walls):.3g}–{max(walls):.3g})"
-            ratio = self.median(size, "stream", 0) / max(self.median(size, "pg_basebackup", 0), self.median(size, "zstd", 0))
-            print(f"| {bytes_of[size] / 1e9:.2f} | " + " | ".join(spread(tool) for tool in tools) + f" | **{ratio:.2f}** | {ASKED} |")
+            ratios = self.ratios(size)
+            ratio = statistics.median(ratios)
+            print(f"| {bytes_of[size] / 1e9:.2f} | " + " | ".join(spread(tool) for tool in tools) + f" | **{ratio:.2f}** ({min(ratios):.2f}–{max(ratios):.2f}) | {ASKED} |")
             if ratio > ASKED:
                 missed.append(f"{size} GB: {ratio:.2f} times the slower bound")
         print("\n| stream GB | " + " | ".join(f"{tool} CPU s" for tool in tools) + " |")
@@ -165,6 +181,7 @@ def main():
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--sizes", default="0.3,1.5,3", help="of the cluster, in GB, growing")
     parser.add_argument("--level", type=int, default=1, help="dr's level of compression")
+    parser.add_argument("--nice", type=int, default=0, help="of all that is run; -15 where others work on the machine")
     parser.add_argument("--keep", action="store_true")
     bench = Bench(parser.parse_args())
     sizes = [float(size) for size in bench.args.sizes.split(",")]
