@@ -7,9 +7,11 @@ use std::sync::Arc;
 
 use common::*;
 use dr_core::port::{Key, StorageTarget};
-use dr_core::{Classified, ErrorClass};
+use dr_core::{Classified, ErrorClass, Timeline};
+use dr_engine::restore::{RestoreOptions, RestorePlan, TimelineChoice};
 use dr_storage::target::MemoryTarget;
 use dr_testkit::faults::{Fault, FaultyTarget};
+use dr_testkit::instance::FakeInstance;
 use dr_testkit::sim::{PAGE, Random, SimCluster, context, relation};
 
 fn small_cluster() -> (SimCluster, Random) {
@@ -274,4 +276,29 @@ async fn a_damaged_manifest_hides_no_other_backup_and_stops_no_new_one() {
     };
     restore_to(&context, &named).await.unwrap();
     assert_same(&tree(&dir.path().join("fresh")), &cluster.content());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_damaged_history_stops_only_the_restores_that_need_it() {
+    let (cluster, _) = small_cluster();
+    let bench = Bench::new().await;
+    let context = bench.context(&cluster).await;
+    back_up(&context, &cluster, &options()).await.unwrap();
+    let two = dr_core::WalName::History(Timeline(2));
+    let wal = context.store.wal(dr_core::SegmentSize::DEFAULT);
+    wal.store_small(&two, b"1\t7F/0\tno recovery target specified\n").await.unwrap();
+    let plan = async |timeline| {
+        let dir = tempfile::tempdir().unwrap();
+        let options = RestoreOptions { timeline, ..restore_options(&dir.path().join("r")) };
+        let planned = dr_engine::restore::plan(&context, &FakeInstance::new(), &options).await;
+        let told = |p: RestorePlan| p.findings.iter().any(|f| f.check == "timeline-history");
+        planned.map(|plan| (plan.timeline, told(plan))).map_err(|error| error.class())
+    };
+    assert_eq!(plan(TimelineChoice::Latest).await, Ok((Timeline(2), false)));
+    let key = bench.target.snapshot().keys().find(|k| k.as_str().ends_with("2.history")).unwrap().clone();
+    bench.target.tamper(&key, |bytes| bytes[200] ^= 1);
+    assert_eq!(plan(TimelineChoice::Current).await, Ok((Timeline(1), true)));
+    assert_eq!(plan(TimelineChoice::Number(Timeline(1))).await, Ok((Timeline(1), true)));
+    assert_eq!(plan(TimelineChoice::Number(Timeline(2))).await, Err(ErrorClass::Corrupt));
+    assert_eq!(plan(TimelineChoice::Latest).await, Err(ErrorClass::Corrupt), "it may be the newest");
 }

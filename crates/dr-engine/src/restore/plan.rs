@@ -6,9 +6,9 @@ use std::path::{Path, PathBuf};
 use dr_core::guard::Guard;
 use dr_core::plan::{Candidate, StoredWal, choose_backup, plan_wal};
 use dr_core::port::{Finding, HostFacts, Instance, RecoveryTarget, RunState, SlotState, Verdict};
-use dr_core::{Lsn, SegmentSize, Timeline, TimelineHistory};
-use dr_storage::WalStore;
+use dr_core::{Classified, ErrorClass, Lsn, SegmentSize, Timeline, TimelineHistory};
 use dr_storage::format::{BackupStatus, Manifest, ManifestHead};
+use dr_storage::{RepoError, WalStore};
 
 use super::place::{self, Occupied};
 use super::{RestoreOptions, RestorePlan, TimelineChoice};
@@ -33,9 +33,11 @@ pub async fn plan(
         context.store.catalogue().await.map_err(EngineError::repo("cannot list the backups"))?;
     let size = catalogue.heads.first().map_or(SegmentSize::DEFAULT, |head| head.cluster.segment_size);
     let wal = context.store.wal(size);
-    let histories = load_histories(&wal).await?;
+    let Histories { good: histories, damaged } = load_histories(&wal).await?;
     let candidates: Vec<Candidate> = catalogue.heads.iter().map(candidate).collect();
-    let history = choose_history(&candidates, &histories, options)?;
+    let history = choose_history(&candidates, &histories, options);
+    let passed_over = pass_over(damaged, history.as_ref().ok(), options)?;
+    let history = history?;
     if !catalogue.unreadable.is_empty()
         && (candidates.is_empty() || could_decide(&history, &histories, options))
     {
@@ -53,6 +55,7 @@ pub async fn plan(
     let tablespaces = place::map_tablespaces(&manifest, &options.tablespaces)?;
     check_target(instance, options, &manifest, &tablespaces).await?;
     let mut findings = crate::context::unreadable(&catalogue);
+    findings.extend(passed_over);
     if let Some(newer) = choice.passed_over {
         let detail = format!("the newer backup {newer} is degraded (bad pages) and was passed over");
         findings.push(Finding::warning("backup-degraded", detail, format!("Use it with --backup {newer}.")));
@@ -114,14 +117,58 @@ fn candidate(head: &ManifestHead) -> Candidate {
     }
 }
 
-async fn load_histories(wal: &WalStore) -> Result<BTreeMap<Timeline, TimelineHistory>, EngineError> {
+/// The archived histories, and those that are damaged.
+#[derive(Default)]
+struct Histories {
+    good: BTreeMap<Timeline, TimelineHistory>,
+    damaged: BTreeMap<Timeline, RepoError>,
+}
+
+async fn load_histories(wal: &WalStore) -> Result<Histories, EngineError> {
     let doing = "cannot read the archived timelines";
-    let mut histories = BTreeMap::new();
+    let mut histories = Histories::default();
     for timeline in wal.timelines().await.map_err(EngineError::repo(doing))? {
-        let history = wal.history(timeline).await.map_err(EngineError::repo(doing))?;
-        histories.insert(timeline, history.unwrap_or_else(|| TimelineHistory::root(timeline)));
+        match wal.history(timeline).await {
+            Ok(history) => {
+                let history = history.unwrap_or_else(|| TimelineHistory::root(timeline));
+                histories.good.insert(timeline, history);
+            }
+            Err(error) if error.class() == ErrorClass::Corrupt => {
+                histories.damaged.insert(timeline, error);
+            }
+            Err(error) => return Err(EngineError::repo(doing)(error)),
+        }
     }
     Ok(histories)
+}
+
+/// Damaged histories that the chosen path does not need, as findings. A history names all of its
+/// ancestors, so the path needs its own alone; *latest* needs all newer ones too, to know that they
+/// do not descend from a backup.
+fn pass_over(
+    damaged: BTreeMap<Timeline, RepoError>,
+    chosen: Option<&TimelineHistory>,
+    options: &RestoreOptions,
+) -> Result<Vec<Finding>, EngineError> {
+    let asked = match (options.timeline, chosen) {
+        (TimelineChoice::Number(timeline), _) => timeline,
+        (_, Some(history)) => history.timeline,
+        (_, None) => return Ok(Vec::new()),
+    };
+    let mut findings = Vec::new();
+    for (timeline, error) in damaged {
+        let newest = options.timeline == TimelineChoice::Latest && timeline > asked;
+        if timeline == asked || newest {
+            let doing = format!(
+                "the history of timeline {timeline} cannot be read, and the path depends on it: name another \
+                 one with --timeline"
+            );
+            return Err(EngineError::repo(doing)(error));
+        }
+        let detail = format!("the history of timeline {timeline} is damaged: {error}");
+        findings.push(Finding::warning("timeline-history", detail, "This restore does not need it."));
+    }
+    Ok(findings)
 }
 
 /// Whether a backup that cannot be read could lead to another end than the chosen ones.
