@@ -100,6 +100,10 @@ fn a_first_backup_over_the_stream_restores_to_the_cluster() {
     shop.cluster.load_tenants(2, 30_000);
     let check = shop.job(&["--set", "backup.source=stream", "check"]);
     assert!(check.contains("replication connection works"), "{check}");
+    let plan = shop.job(&["backup", "--source", "stream", "--plan"]);
+    assert!(plan.contains("the replication connection"), "{plan}");
+    let plan = json(&shop.job(&["--json", "backup", "--plan"]));
+    assert_eq!(plan["result"]["source"], "files", "{plan}");
     let report = shop.job(&["backup", "--source", "stream"]);
     assert!(report.contains("is durable"), "{report}");
     let digest = dump_digest(&shop.cluster.conninfo());

@@ -6,6 +6,7 @@ use dr_agent::wire;
 use dr_core::size;
 use dr_engine::EngineError;
 use dr_engine::backup::{self, BackupOptions, BackupPlan, BackupReport};
+use serde_json::json;
 
 use super::Session;
 use crate::args::Backup;
@@ -35,7 +36,10 @@ pub(super) async fn run(session: &Session, args: Backup) -> Result<u8, CliError>
     };
     let plan = backup::plan(&context, source.as_ref(), &options).await?;
     if args.plan {
-        output::result(session.global.json, "backup --plan", &plan, || show_plan(&plan));
+        let way = settings.text("backup.source").unwrap_or("files");
+        let mut document = json!(plan);
+        document["source"] = json!(way);
+        output::result(session.global.json, "backup --plan", &document, || show_plan(&plan, way));
         return Ok(0);
     }
     let report = backup::apply(&context, source.as_ref(), &plan).await?;
@@ -43,7 +47,7 @@ pub(super) async fn run(session: &Session, args: Backup) -> Result<u8, CliError>
     Ok(0)
 }
 
-fn show_plan(plan: &BackupPlan) -> String {
+fn show_plan(plan: &BackupPlan, way: &str) -> String {
     let cluster = &plan.cluster;
     let from = match (plan.continues, plan.parent) {
         (Some(id), _) => format!("continues the interrupted backup {id}"),
@@ -54,6 +58,13 @@ fn show_plan(plan: &BackupPlan) -> String {
     text.push_str(&facts(&[
         ("data directory", cluster.data_directory.clone()),
         ("server", format!("PostgreSQL {}, timeline {}", cluster.version_num / 10_000, cluster.timeline)),
+        (
+            "source",
+            match way {
+                "stream" => "the replication connection".to_owned(),
+                _ => "the files of the data directory".to_owned(),
+            },
+        ),
         ("content", from),
         (
             "rate",
