@@ -4,6 +4,7 @@
 //! and removes the directory however this ends.
 
 mod account;
+pub mod interrupted;
 pub mod server;
 mod shop;
 

@@ -162,7 +162,9 @@ fn test(steps: &mut Steps, options: &Options, scratch: &Scratch, server_programs
         crate::fuzz::short_step(steps);
         run_examples(steps, scratch);
         let dr = environment::target().join("debug/dr");
-        steps.run("demo", minutes(5), own(&["demo", "--program", &dr.to_string_lossy()]));
+        let demo = || own(&["demo", "--program", &dr.to_string_lossy()]);
+        steps.run("demo", minutes(5), demo());
+        steps.call("demo, interrupted", || crate::demo::interrupted::check(demo));
     }
     if nextest {
         steps.run("guards", minutes(15), own(&["guards"]));

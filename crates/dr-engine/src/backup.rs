@@ -4,7 +4,7 @@
 //! 2. PostgreSQL starts the backup. – *PostgreSQL ends its side with the connection.*
 //! 3. Walk the files beside the parent's table; store what differs; record points.
 //!    – *Orphan packs under the session's prefix; the next backup continues from the last point.*
-//! 4. PostgreSQL ends the backup; `pg_control` is read last.
+//! 4. List the relations again; PostgreSQL ends the backup; `pg_control` is read last.
 //! 5. Wait until the WAL of the backup's range is in the archive. – *As after 3.*
 //! 6. Put the manifest, create-only. **Commit.** – *After it everything is there.*
 //! 7. Put the receipt.
@@ -19,20 +19,22 @@ mod task;
 mod walk;
 mod worker;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use dr_core::event::{Event, Outcome, Unit};
 use dr_core::guard::Guard;
-use dr_core::port::{BackupSession, BackupStop, DatabaseSource, RelationEntry};
+use dr_core::port::{BackupSession, BackupStop, DatabaseSource};
 use dr_core::{BackupId, Lsn, WalSegment};
 use dr_storage::format::{
-    BackupStatus, BadPageRecord, ManifestBody, ManifestHead, SessionBegin, SessionRef, WalkMark,
+    BackupStatus, BadPageRecord, CataloguePart, Manifest, ManifestBody, ManifestHead, SessionBegin,
+    SessionRef, WalkMark,
 };
 use dr_storage::{ClusterIdentity, PackKind, SessionWriter};
 
+use crate::catalogue::{self, CatalogueWriter};
 use crate::context::{Context, JobLog};
 use crate::error::EngineError;
 pub use plan::{BackupOptions, BackupPlan, BackupReport, BadPageReport, plan};
@@ -102,7 +104,9 @@ async fn run(
         .begin(&format!("dr {id}"), plan.options.fast_checkpoint)
         .await
         .map_err(EngineError::source(doing))?;
-    let relations_before = pg.relations().await.map_err(EngineError::source("cannot list the relations"))?;
+    let known = origins.iter().flat_map(|origin| origin.catalogue.clone());
+    let catalogue = CatalogueWriter::new(known);
+    let catalogue = catalogue.add(&context.repo, &session, &context.cancel, pg.relations()).await?;
     let total = pg.size_estimate().await.map_err(EngineError::source("cannot tell the cluster's size"))?;
     log.end(stage);
 
@@ -116,7 +120,8 @@ async fn run(
 
     let stage = log.stage("stop", None, Unit::Steps);
     let start = pg.start().clone();
-    let extras = Extras::collect(context, pg.as_mut(), relations_before).await?;
+    let catalogue = catalogue.add(&context.repo, &session, &context.cancel, pg.relations()).await?;
+    let extras = Extras::collect(context, pg.as_mut(), catalogue.into_parts()).await?;
     let (stop, control) = pg.finish().await.map_err(EngineError::source("cannot end the backup"))?;
     log.end(stage);
 
@@ -135,7 +140,7 @@ async fn run(
     let stage = log.stage("commit", None, Unit::Steps);
     let manifest = session.commit(head, body).await.map_err(EngineError::repo("cannot commit the backup"))?;
     log.end(stage);
-    let bad_pages = bad_page_reports(&manifest.body.bad_pages, &extras.relations);
+    let bad_pages = bad_page_reports(context, &manifest, log).await;
     record(log, &manifest.head, &bad_pages);
     Ok((manifest.head, bad_pages))
 }
@@ -165,6 +170,7 @@ async fn load_origins(context: &Context, plan: &BackupPlan) -> Result<Vec<Arc<Or
                 walk_began_ns: point.walk.began_ns,
                 bad: by_file(point.bad_pages),
                 shards: point.shards,
+                catalogue: Vec::new(),
                 up_to: Some(point.last_path),
             }));
         }
@@ -181,6 +187,7 @@ async fn load_origins(context: &Context, plan: &BackupPlan) -> Result<Vec<Arc<Or
             walk_began_ns: manifest.body.walk.began_ns,
             bad: by_file(manifest.body.bad_pages),
             shards: manifest.body.shards,
+            catalogue: manifest.body.catalogue,
             up_to: None,
         }));
     }
@@ -197,7 +204,7 @@ fn by_file(records: Vec<BadPageRecord>) -> HashMap<String, Vec<BadPageRecord>> {
 
 /// What is kept beside the files.
 struct Extras {
-    relations: Vec<RelationEntry>,
+    catalogue: Vec<CataloguePart>,
     tablespaces: Vec<dr_core::port::TablespaceFacts>,
     host_files: Vec<dr_core::port::HostFile>,
     host_needs: dr_core::port::HostNeeds,
@@ -208,9 +215,8 @@ impl Extras {
     async fn collect(
         context: &Context,
         pg: &mut dyn BackupSession,
-        before: Vec<RelationEntry>,
+        catalogue: Vec<CataloguePart>,
     ) -> Result<Self, EngineError> {
-        let after = pg.relations().await.map_err(EngineError::source("cannot list the relations again"))?;
         let doing = "cannot list the tablespaces";
         let tablespaces = pg.tablespaces().await.map_err(EngineError::source(doing))?;
         let doing = "cannot read the server's files outside the data directory";
@@ -222,36 +228,23 @@ impl Extras {
         let host_needs =
             pg.host_needs().await.map_err(EngineError::source("cannot tell what the cluster needs"))?;
         let slots = pg.slots().await.map_err(EngineError::source("cannot list the replication slots"))?;
-        Ok(Extras { relations: merge_relations(before, after), tablespaces, host_files, host_needs, slots })
+        Ok(Extras { catalogue, tablespaces, host_files, host_needs, slots })
     }
 
-    /// Stores the relation catalogue and the host's files as metadata frames.
+    /// Stores the host's files as metadata frames.
     async fn store(&self, session: &SessionWriter, body: &mut ManifestBody) -> Result<(), EngineError> {
-        let relations = serde_json::to_vec(&self.relations).unwrap_or_default();
         let host_files = serde_json::to_vec(&self.host_files).unwrap_or_default();
         let mut writer = session.pack_writer(PackKind::Meta);
         let stored = tokio::task::spawn_blocking(move || {
-            let relations = writer.append_long(&relations)?;
             let host_files = writer.append_long(&host_files)?;
             writer.flush()?;
-            Ok((relations, host_files))
+            Ok(host_files)
         });
-        let doing = "cannot store the relation catalogue";
-        let (relations, host_files) =
-            stored.await.map_err(|_| panicked("storing the catalogue"))?.map_err(EngineError::repo(doing))?;
-        body.relations = relations;
-        body.host_files = host_files;
+        let doing = "cannot store the server's files outside the data directory";
+        let stored = stored.await.map_err(|_| panicked("storing the host's files"))?;
+        body.host_files = stored.map_err(EngineError::repo(doing))?;
         Ok(())
     }
-}
-
-/// Rows of both listings: a relation that moved meanwhile keeps both of its files.
-fn merge_relations(before: Vec<RelationEntry>, after: Vec<RelationEntry>) -> Vec<RelationEntry> {
-    let mut all = before;
-    all.extend(after);
-    all.sort_unstable();
-    all.dedup();
-    all
 }
 
 /// Everything known when the files are copied and PostgreSQL has ended the backup.
@@ -270,6 +263,7 @@ impl Done<'_> {
     fn describe(self, context: &Context, extras: &Extras) -> (ManifestHead, ManifestBody) {
         let Collected { shards, mut sessions, bad, files, bytes, .. } = self.collected;
         sessions.insert(self.id);
+        sessions.extend(extras.catalogue.iter().map(|part| part.frame.session));
         let status = if bad.is_empty() { BackupStatus::Complete } else { BackupStatus::Degraded };
         let head = ManifestHead {
             id: self.id,
@@ -304,6 +298,7 @@ impl Done<'_> {
             slots: extras.slots.clone(),
             bad_pages: bad,
             relations: Vec::new(),
+            catalogue: extras.catalogue.clone(),
             host_files: Vec::new(),
             walk: self.walk,
         };
@@ -341,24 +336,38 @@ async fn wait_for_wal(context: &Context, plan: &BackupPlan, head: &ManifestHead)
     }
 }
 
-fn bad_page_reports(bad: &[BadPageRecord], relations: &[RelationEntry]) -> Vec<BadPageReport> {
+/// The bad pages with their relations' names, read from the catalogue that was just stored.
+async fn bad_page_reports(context: &Context, manifest: &Manifest, log: &mut JobLog) -> Vec<BadPageReport> {
+    let bad = &manifest.body.bad_pages;
+    if bad.is_empty() {
+        return Vec::new();
+    }
+    let wanted: HashSet<(u32, u32)> = bad.iter().filter_map(|b| file_of(&b.path)).collect();
+    let mut names = HashMap::new();
+    let looked = catalogue::visit(&context.store, manifest, |row| {
+        let file = (row.database_oid, row.filenode);
+        if wanted.contains(&file) {
+            names.insert(file, format!("{}.{}.{}", row.database, row.schema, row.name));
+        }
+    });
+    if let Err(error) = looked.await {
+        log.warn(format!("the relations of the bad pages are not known: {error}"));
+    }
     let report = |b: &BadPageRecord| BadPageReport {
         path: b.path.clone(),
-        relation: relation_of(&b.path, relations),
+        relation: file_of(&b.path).and_then(|file| names.get(&file).cloned()),
         block: b.block,
     };
     bad.iter().map(report).collect()
 }
 
-/// The relation whose file this is, by database and file number.
-fn relation_of(path: &str, relations: &[RelationEntry]) -> Option<String> {
+/// The database's oid (0: shared) and the file's number.
+fn file_of(path: &str) -> Option<(u32, u32)> {
     let mut parts = path.rsplit('/');
     let file = parts.next()?;
     let database: u32 = parts.next()?.parse().unwrap_or(0);
     let digits = file.find(|c: char| !c.is_ascii_digit()).unwrap_or(file.len());
-    let filenode: u32 = file[..digits].parse().ok()?;
-    let relation = relations.iter().find(|r| r.filenode == filenode && r.database_oid == database)?;
-    Some(format!("{}.{}.{}", relation.database, relation.schema, relation.name))
+    Some((database, file[..digits].parse().ok()?))
 }
 
 fn record(log: &mut JobLog, head: &ManifestHead, bad_pages: &[BadPageReport]) {

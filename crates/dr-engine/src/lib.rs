@@ -6,6 +6,7 @@
 #![forbid(unsafe_code)]
 
 pub mod backup;
+pub mod catalogue;
 mod context;
 mod error;
 mod failure;

@@ -10,7 +10,7 @@ use dr_core::port::{Key, StorageTarget};
 use dr_core::{Classified, ErrorClass};
 use dr_storage::target::MemoryTarget;
 use dr_testkit::faults::{Fault, FaultyTarget};
-use dr_testkit::sim::{PAGE, Random, SimCluster, context};
+use dr_testkit::sim::{PAGE, Random, SimCluster, context, relation};
 
 fn small_cluster() -> (SimCluster, Random) {
     let mut random = Random::new(42);
@@ -102,6 +102,12 @@ async fn restores(bench: &Bench, cluster: &SimCluster) -> Result<(), ErrorClass>
     for stored in wal.segments(dr_core::Timeline(1)).await.map_err(|e| e.class())? {
         let name = dr_core::WalName::Segment(stored.segment);
         wal.fetch(&name, &mut std::io::sink()).await.map_err(|e| e.class())?;
+    }
+    // A restore of everything needs no names; one of a tenant will.
+    for head in context.store.heads().await.map_err(|e| e.class())? {
+        let manifest = context.store.manifest(head.id).await.map_err(|e| e.class())?;
+        let rows = dr_engine::catalogue::read(&context.store, &manifest).await.map_err(|e| e.class())?;
+        assert_eq!(rows, [relation("tenant_1", "orders", 100)]);
     }
     Ok(())
 }

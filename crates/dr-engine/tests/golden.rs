@@ -18,7 +18,7 @@ use dr_core::{Lsn, SegmentSize, Timeline, Timestamp, WalName, WalSegment};
 use dr_storage::keys::FileKey;
 use dr_storage::target::{DirectoryOptions, DirectoryTarget};
 use dr_storage::{Access, InitSpec, Repository, object_digest};
-use dr_testkit::sim::{BAD, PAGE, Random, SimCluster, TickingClock, context};
+use dr_testkit::sim::{BAD, PAGE, Random, SimCluster, TickingClock, context, relation};
 use serde_json::json;
 
 const SYSTEM: u64 = 7_000_000_000_000_000_009;
@@ -183,6 +183,9 @@ async fn repositories_of_format_1_restore() {
         let (backups, wal) = expected(&place);
         assert_eq!((backups.len(), context.store.heads().await.unwrap().len()), (2, 2));
         for (id, files) in backups {
+            let manifest = context.store.manifest(id.parse().unwrap()).await.unwrap();
+            let relations = dr_engine::catalogue::read(&context.store, &manifest).await.unwrap();
+            assert_eq!(relations, [relation("tenant_1", "orders", 100)], "{id}");
             let to = place.join(&id);
             let options = dr_engine::restore::RestoreOptions {
                 backup: Some(id.parse().unwrap()),

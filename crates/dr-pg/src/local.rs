@@ -18,6 +18,7 @@ use dr_core::port::{
     SourceError, SourceFile, TablespaceFacts,
 };
 use dr_core::{Lsn, Timeline, Timestamp};
+use futures_util::stream::BoxStream;
 
 use crate::page::PgPages;
 use crate::sql::{QUERY_LIMIT, Sql};
@@ -319,8 +320,8 @@ impl BackupSession for LocalSession {
         Ok(row.ok().map(|row| row.get::<_, i64>(0) as u64))
     }
 
-    async fn relations(&mut self) -> Result<Vec<RelationEntry>, SourceError> {
-        facts::relations(&self.sql, &self.conninfo).await
+    fn relations(&mut self) -> BoxStream<'_, Result<RelationEntry, SourceError>> {
+        facts::relations(&self.sql, &self.conninfo)
     }
 
     async fn tablespaces(&mut self) -> Result<Vec<TablespaceFacts>, SourceError> {

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use dr_core::port::SourceError;
+use futures_util::{Stream, StreamExt, stream};
 use tokio_postgres::config::{ChannelBinding, SslMode, SslNegotiation};
 use tokio_postgres::types::ToSql;
 use tokio_postgres::{Client, Config, Row};
@@ -187,15 +188,47 @@ impl Sql {
                 self.cancel().await;
                 Err(self.failed(doing, late(limit)))
             }
-            Ok(Err(error)) if error.code().is_some_and(|code| code.code() == "42501") => {
-                Err(SourceError::Denied {
-                    server: self.server.clone(),
-                    operation: doing.to_owned(),
-                    source: dr_reason(&error).into(),
-                })
-            }
-            Ok(Err(error)) => Err(self.failed(doing, dr_reason(&error))),
+            Ok(Err(error)) => Err(self.refused(doing, &error)),
             Ok(Ok(rows)) => Ok(rows),
+        }
+    }
+
+    /// Rows as they are taken, each within `limit`; the session ends with the stream.
+    pub async fn stream(
+        self,
+        doing: &'static str,
+        query: &str,
+        parameters: &[&(dyn ToSql + Sync)],
+        limit: Duration,
+    ) -> Result<impl Stream<Item = Result<Row, SourceError>> + Send + use<>, SourceError> {
+        let asked = self.client.query_raw(query, parameters.iter().copied());
+        let rows = match tokio::time::timeout(limit, asked).await {
+            Err(_) => {
+                self.cancel().await;
+                return Err(self.failed(doing, late(limit)));
+            }
+            Ok(Err(error)) => return Err(self.refused(doing, &error)),
+            Ok(Ok(rows)) => Box::pin(rows),
+        };
+        Ok(stream::try_unfold((self, rows), move |(sql, mut rows)| async move {
+            match tokio::time::timeout(limit, rows.next()).await {
+                Err(_) => {
+                    sql.cancel().await;
+                    Err(sql.failed(doing, late(limit)))
+                }
+                Ok(Some(Err(error))) => Err(sql.refused(doing, &error)),
+                Ok(row) => Ok(row.transpose().ok().flatten().map(|row| (row, (sql, rows)))),
+            }
+        }))
+    }
+
+    fn refused(&self, doing: &str, error: &tokio_postgres::Error) -> SourceError {
+        let (operation, source) = (doing.to_owned(), dr_reason(error).into());
+        match error.code() {
+            Some(code) if code.code() == "42501" => {
+                SourceError::Denied { server: self.server.clone(), operation, source }
+            }
+            _ => SourceError::Query { server: self.server.clone(), operation, source },
         }
     }
 

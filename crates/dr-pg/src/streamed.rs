@@ -18,6 +18,7 @@ use dr_core::port::{
     SourceFile, TablespaceFacts,
 };
 use dr_core::{SegmentSize, SystemId, Timeline};
+use futures_util::stream::BoxStream;
 use tokio::runtime::Handle;
 
 use crate::conn::{ConnInfo, SessionKind};
@@ -218,8 +219,8 @@ impl BackupSession for StreamSession {
         Ok(Some(self.size))
     }
 
-    async fn relations(&mut self) -> Result<Vec<RelationEntry>, SourceError> {
-        facts::relations(&self.sql, &self.conninfo).await
+    fn relations(&mut self) -> BoxStream<'_, Result<RelationEntry, SourceError>> {
+        facts::relations(&self.sql, &self.conninfo)
     }
 
     async fn tablespaces(&mut self) -> Result<Vec<TablespaceFacts>, SourceError> {

@@ -7,9 +7,11 @@ use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
 
 use dr_core::Classified;
-use dr_core::port::{DatabaseSource, FileKind, Finding, SourceError, Verdict};
+use dr_core::port::{DatabaseSource, FileKind, Finding, RelationEntry, SourceError, Verdict};
 use dr_pg::{LocalSource, LocalSourceOptions, StandbyPolicy};
 use dr_testkit::pg::{Scratch, TestCluster, bin_dir, command, ok, sql};
+use futures_util::TryStreamExt;
+use futures_util::stream::BoxStream;
 
 fn source(conninfo: &str) -> LocalSource {
     LocalSource::new(LocalSourceOptions {
@@ -25,6 +27,14 @@ fn open(settings: &[&str]) -> (Scratch, TestCluster) {
     cluster.configure(settings);
     cluster.start();
     (scratch, cluster)
+}
+
+/// A whole listing, which is sorted.
+async fn listed(rows: BoxStream<'_, Result<RelationEntry, SourceError>>) -> Vec<RelationEntry> {
+    let rows: Vec<RelationEntry> = rows.try_collect().await.unwrap();
+    let key = |row: &RelationEntry| (row.database.clone(), row.schema.clone(), row.name.clone());
+    assert!(rows.is_sorted_by_key(key), "a listing is not sorted");
+    rows
 }
 
 /// Runs statements one by one: some cannot share a transaction.
@@ -174,7 +184,7 @@ async fn a_role_with_the_grants_that_check_names_takes_a_backup() {
     assert_eq!(find(&findings, "archive-command").verdict, Verdict::Warning);
     assert_eq!(find(&findings, "archive-timeout").verdict, Verdict::Warning);
     let mut session = source(&conninfo).begin("test", true).await.unwrap();
-    let relations = session.relations().await.unwrap();
+    let relations = listed(session.relations()).await;
     assert!(relations.iter().any(|r| r.database == "postgres" && r.name == "pg_class"));
     assert!(relations.iter().all(|r| r.database != "closed"));
     session.tablespaces().await.unwrap();
@@ -216,7 +226,7 @@ async fn no_database_owner_can_lead_a_backup_astray_or_stop_it() {
     // As an interrupted DROP DATABASE leaves it.
     cluster.sql("UPDATE pg_database SET datconnlimit = -2 WHERE datname = 'half'");
     let mut session = source(&cluster.conninfo()).begin("test", true).await.unwrap();
-    let relations = session.relations().await.unwrap();
+    let relations = listed(session.relations()).await;
     let of = |database: &str| relations.iter().filter(|r| r.database == database).collect::<Vec<_>>();
     let big = of("tenant").into_iter().find(|r| r.name == "big").unwrap();
     assert_ne!(big.filenode, 1);
@@ -250,7 +260,7 @@ async fn every_relation_is_found_in_the_file_that_the_catalogue_names() {
     );
     let mut session = source(&cluster.conninfo()).begin("test", true).await.unwrap();
     let files: BTreeSet<String> = session.files().map(|file| file.unwrap().path).collect();
-    let relations = session.relations().await.unwrap();
+    let relations = listed(session.relations()).await;
     assert!(relations.len() > 300);
     for relation in &relations {
         let dir = match (relation.database_oid, relation.tablespace_oid) {

@@ -15,8 +15,8 @@ pub use entry::{
     Content, EntryKind, FileEntry, INLINE_LEN, MAX_SHARD_ENTRIES, MapRef, Shard, ShardRef, StatMark,
 };
 pub use manifest::{
-    BackupStatus, BadPageRecord, Manifest, ManifestBody, ManifestHead, Point, SessionBegin, SessionRef,
-    WalkMark,
+    BackupStatus, BadPageRecord, CataloguePart, Manifest, ManifestBody, ManifestHead, Point, SessionBegin,
+    SessionRef, WalkMark,
 };
 pub(crate) use manifest::{MAX_DOCUMENT_HEAD, SealedDocument};
 pub use map::{BadMark, ExtentEntry, PatchedPage, PrintsRef, StretchMap};

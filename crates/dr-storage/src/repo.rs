@@ -13,7 +13,7 @@ pub use wal::{Fetched, Stored, StoredSegment, WalEncoder, WalObject, WalStore};
 use std::sync::Arc;
 
 use bytes::Bytes;
-use dr_core::port::{Key, KeyProvider, Payload, StorageError, StorageTarget};
+use dr_core::port::{Key, KeyProvider, Payload, RelationEntry, StorageError, StorageTarget};
 use dr_core::{SystemId, Timestamp};
 use futures_util::TryStreamExt;
 
@@ -24,6 +24,9 @@ use crate::keys::{HostKey, KeyBundle};
 
 /// One in this many paths ends a part of the file table.
 const SHARD_BORDER: u64 = 4096;
+
+/// One row of the relation catalogue in so many ends a part of it, of about 100 KiB.
+const CATALOGUE_BORDER: u64 = 512;
 
 /// How a new repository is made.
 #[derive(Clone, Copy, Debug)]
@@ -254,7 +257,17 @@ impl Repository {
     /// Whether a part of the file table ends with this path. It depends on the path alone, so that
     /// a new file moves no border.
     pub fn ends_shard(&self, path: &str) -> bool {
-        first8(&self.digest(path.as_bytes()).0).is_multiple_of(SHARD_BORDER)
+        self.is_border(path, SHARD_BORDER)
+    }
+
+    /// Whether a part of the relation catalogue ends with this row. It depends on the names alone,
+    /// so that a new or a rewritten relation moves no border.
+    pub fn ends_catalogue_part(&self, row: &RelationEntry) -> bool {
+        self.is_border(&format!("{}\0{}\0{}", row.database, row.schema, row.name), CATALOGUE_BORDER)
+    }
+
+    fn is_border(&self, name: &str, every: u64) -> bool {
+        first8(&self.digest(name.as_bytes()).0).is_multiple_of(every)
     }
 
     pub(crate) fn id(&self) -> [u8; 16] {

@@ -107,6 +107,7 @@ fn body(sessions: &[u32]) -> ManifestBody {
         host_needs: HostNeeds::default(),
         slots: Vec::new(),
         relations: Vec::new(),
+        catalogue: Vec::new(),
         host_files: Vec::new(),
         bad_pages: Vec::new(),
         walk: walk(),

@@ -19,7 +19,8 @@ use dr_core::port::{
     TablespaceFacts,
 };
 use dr_core::{Lsn, SegmentSize, SystemId, Timeline, Timestamp};
-use futures_util::stream::BoxStream;
+use futures_util::StreamExt;
+use futures_util::stream::{self, BoxStream};
 
 use crate::instance::control_bytes;
 use crate::sim::Random;
@@ -296,8 +297,8 @@ impl BackupSession for ScaleSession {
         Ok(Some(self.cluster.scale.bytes))
     }
 
-    async fn relations(&mut self) -> Result<Vec<RelationEntry>, SourceError> {
-        Ok((0..self.cluster.scale.relations).map(relation).collect())
+    fn relations(&mut self) -> BoxStream<'_, Result<RelationEntry, SourceError>> {
+        stream::iter((0..self.cluster.scale.relations).map(|number| Ok(relation(number)))).boxed()
     }
 
     async fn tablespaces(&mut self) -> Result<Vec<TablespaceFacts>, SourceError> {

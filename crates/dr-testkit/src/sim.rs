@@ -14,6 +14,8 @@ use dr_core::port::{
 use dr_core::{Lsn, SegmentSize, SystemId, Timeline, Timestamp, WalName, WalSegment};
 use dr_engine::{Cancel, Context};
 use dr_storage::{ClusterStore, Repository};
+use futures_util::StreamExt;
+use futures_util::stream::{self, BoxStream};
 
 use crate::instance::control_bytes;
 
@@ -83,6 +85,8 @@ struct State {
     now_ns: i64,
     /// Bytes that may still be read before reads fail; `None`: no limit.
     read_budget: Option<u64>,
+    /// What listings of relations show, one after the other, and the last one from then on.
+    relations: Vec<Vec<RelationEntry>>,
     /// Pages that are being written while the stream sends them: wrong there, right in the file.
     torn_in_stream: BTreeMap<String, usize>,
 }
@@ -120,6 +124,11 @@ impl SimCluster {
         state.now_ns += 10_000_000_000;
         let now = state.now_ns;
         state.files.insert(path.to_owned(), (content, now));
+    }
+
+    /// What listings of relations show from now on: each once, the last one for ever.
+    pub fn list_relations(&self, listings: Vec<Vec<RelationEntry>>) {
+        self.state.lock().unwrap().relations = listings;
     }
 
     /// Puts a link; below `pg_tblspc` it is a tablespace, by its OID.
@@ -383,6 +392,21 @@ impl FileReader for SimFile {
     }
 }
 
+/// A table of database `pos` and its file's number.
+pub fn relation(schema: &str, name: &str, filenode: u32) -> RelationEntry {
+    RelationEntry {
+        database: "pos".into(),
+        schema: schema.into(),
+        name: name.into(),
+        kind: 'r',
+        oid: 100,
+        database_oid: 5,
+        tablespace_oid: 1663,
+        filenode,
+        owner_oid: 0,
+    }
+}
+
 /// Files in an order of the server's own, each with its content.
 struct SimStream {
     files: Vec<SourceFile>,
@@ -469,18 +493,14 @@ impl BackupSession for SimSession {
         Ok(Some(self.cluster.content().values().map(|c| c.len() as u64).sum()))
     }
 
-    async fn relations(&mut self) -> Result<Vec<RelationEntry>, SourceError> {
-        Ok(vec![RelationEntry {
-            database: "pos".into(),
-            schema: "tenant_1".into(),
-            name: "orders".into(),
-            kind: 'r',
-            oid: 100,
-            database_oid: 5,
-            tablespace_oid: 1663,
-            filenode: 100,
-            owner_oid: 0,
-        }])
+    fn relations(&mut self) -> BoxStream<'_, Result<RelationEntry, SourceError>> {
+        let mut state = self.cluster.state.lock().unwrap();
+        let listing = match state.relations.len() {
+            0 => vec![relation("tenant_1", "orders", 100)],
+            1 => state.relations[0].clone(),
+            _ => state.relations.remove(0),
+        };
+        stream::iter(listing.into_iter().map(Ok)).boxed()
     }
 
     async fn tablespaces(&mut self) -> Result<Vec<TablespaceFacts>, SourceError> {

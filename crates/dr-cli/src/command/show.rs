@@ -2,9 +2,9 @@
 
 use dr_core::port::RelationEntry;
 use dr_core::{BackupId, size};
-use dr_engine::EngineError;
+use dr_engine::{EngineError, catalogue};
+use dr_storage::ClusterStore;
 use dr_storage::format::Manifest;
-use dr_storage::{ClusterStore, PackKind, Repository};
 use serde_json::json;
 
 use super::Session;
@@ -19,7 +19,7 @@ pub(super) async fn run(session: &Session, args: Show) -> Result<u8, CliError> {
     let store = repo.cluster(cluster.system_id);
     let id = backup_id(&store, &args.backup).await?;
     let manifest = store.manifest(id).await.map_err(EngineError::repo(format!("cannot read backup {id}")))?;
-    let relations = if args.relations { relations(&repo, &store, &manifest).await? } else { Vec::new() };
+    let relations = if args.relations { catalogue::read(&store, &manifest).await? } else { Vec::new() };
     let body = &manifest.body;
     let document = json!({
         "backup": manifest.head,
@@ -45,26 +45,6 @@ pub(super) async fn backup_id(store: &ClusterStore, text: &str) -> Result<Backup
     let heads = store.catalogue().await.map_err(EngineError::repo("cannot list the backups"))?.heads;
     let none = EngineError::NoBackup { source: dr_core::plan::ChoiceError::NoBackup };
     Ok(heads.last().ok_or(none)?.id)
-}
-
-async fn relations(
-    _repo: &Repository,
-    store: &ClusterStore,
-    manifest: &Manifest,
-) -> Result<Vec<RelationEntry>, CliError> {
-    let doing = "cannot read the relation catalogue";
-    let reader = store.reader().await.map_err(EngineError::repo(doing))?;
-    let mut bytes = Vec::new();
-    for frame in &manifest.body.relations {
-        bytes.extend(reader.frame(PackKind::Meta, frame).await.map_err(EngineError::repo(doing))?);
-    }
-    let damaged = dr_storage::RepoError::unreadable_part;
-    catalogue(&bytes).ok_or_else(|| EngineError::repo(doing)(damaged("the relation catalogue")).into())
-}
-
-/// The relations of a stored catalogue; `None` when it is not one. A backup without any has no bytes.
-fn catalogue(bytes: &[u8]) -> Option<Vec<RelationEntry>> {
-    if bytes.is_empty() { Some(Vec::new()) } else { serde_json::from_slice(bytes).ok() }
 }
 
 fn show(manifest: &Manifest, relations: &[RelationEntry]) -> String {
@@ -119,18 +99,4 @@ fn show(manifest: &Manifest, relations: &[RelationEntry]) -> String {
         text.push_str(&table(&["database", "schema", "relation", "kind", "file"], &[4], &rows));
     }
     text
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_damaged_catalogue_does_not_look_like_an_empty_one() {
-        assert_eq!(catalogue(b""), Some(Vec::new()));
-        assert_eq!(catalogue(b"[]"), Some(Vec::new()));
-        for damaged in [&b"["[..], b"{}", b"null", b"[{}]", b"[]x", b"\0"] {
-            assert_eq!(catalogue(damaged), None, "{damaged:?}");
-        }
-    }
 }

@@ -4,6 +4,7 @@ use std::fmt;
 use std::io;
 
 use async_trait::async_trait;
+use futures_util::stream::BoxStream;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
@@ -231,7 +232,9 @@ pub trait BackupSession: Send {
     async fn size_estimate(&mut self) -> Result<Option<u64>, SourceError>;
 
     /// The relations and their files now. Called when the backup begins and again when it ends.
-    async fn relations(&mut self) -> Result<Vec<RelationEntry>, SourceError>;
+    /// Sorted by the bytes of database, schema and name: what is stored of an unchanged catalogue
+    /// depends on its order. Rows are fetched as they are taken, and after an error there are none.
+    fn relations(&mut self) -> BoxStream<'_, Result<RelationEntry, SourceError>>;
 
     /// Tablespaces outside the data directory.
     async fn tablespaces(&mut self) -> Result<Vec<TablespaceFacts>, SourceError>;

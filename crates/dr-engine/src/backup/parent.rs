@@ -8,7 +8,7 @@ use dr_core::Lsn;
 use dr_core::path;
 use dr_core::port::{FileStat, SourceFile};
 use dr_storage::FrameOpener;
-use dr_storage::format::{BadPageRecord, Digest, FileEntry, ShardRef};
+use dr_storage::format::{BadPageRecord, CataloguePart, Digest, FileEntry, ShardRef};
 
 use crate::error::EngineError;
 use crate::meta::MetaReader;
@@ -30,6 +30,8 @@ pub(super) struct Origin {
     pub bad: HashMap<String, Vec<BadPageRecord>>,
     /// Its file table.
     pub shards: Vec<ShardRef>,
+    /// Its relation catalogue.
+    pub catalogue: Vec<CataloguePart>,
     /// Only entries up to this path count; later ones were not reached.
     pub up_to: Option<String>,
 }

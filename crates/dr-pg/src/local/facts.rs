@@ -7,6 +7,10 @@ use std::time::Duration;
 
 use dr_core::port::{HostFile, HostNeeds, RelationEntry, SourceError, TablespaceFacts};
 
+use futures_util::stream::{self, BoxStream};
+use futures_util::{Stream, StreamExt, TryStreamExt};
+use tokio_postgres::Row;
+
 use crate::sql::{QUERY_LIMIT, Sql};
 
 /// The largest file outside the data directory that is kept.
@@ -32,11 +36,12 @@ macro_rules! name {
     };
 }
 
-/// Without those that an interrupted DROP DATABASE left (`datconnlimit` −2).
+/// Without those that an interrupted DROP DATABASE left (`datconnlimit` −2). Sorted as bytes, as
+/// every listing of the catalogue is.
 const DATABASES: &str = concat!(
     "SELECT ",
     name!("datname"),
-    ", oid, dattablespace FROM pg_database WHERE datallowconn AND datconnlimit <> -2 ORDER BY oid"
+    ", oid, dattablespace FROM pg_database WHERE datallowconn AND datconnlimit <> -2 ORDER BY 1"
 );
 
 /// File numbers come from `pg_relation_filenode`, which also resolves mapped relations.
@@ -51,7 +56,7 @@ const RELATIONS: &str = concat!(
      FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace \
      LEFT JOIN pg_index i ON i.indexrelid = c.oid \
      LEFT JOIN pg_class t ON c.relkind = 't' AND t.reltoastrelid = c.oid \
-     WHERE pg_relation_filenode(c.oid) IS NOT NULL AND c.relpersistence <> 't'"
+     WHERE pg_relation_filenode(c.oid) IS NOT NULL AND c.relpersistence <> 't' ORDER BY 1, 2"
 );
 
 /// A database that can be connected to.
@@ -63,7 +68,7 @@ struct Database {
 
 async fn databases(sql: &Sql) -> Result<Vec<Database>, SourceError> {
     let rows = sql.rows("list its databases", DATABASES, &[], QUERY_LIMIT).await?;
-    let database = |row: &tokio_postgres::Row| {
+    let database = |row: &Row| {
         let name = match String::from_utf8(row.get(0)) {
             Ok(name) => name,
             Err(error) => {
@@ -109,30 +114,45 @@ pub(crate) async fn closed_databases(sql: &Sql, conninfo: &str) -> Result<Vec<St
 }
 
 /// The relations of all databases, one connection at a time.
-pub(crate) async fn relations(sql: &Sql, conninfo: &str) -> Result<Vec<RelationEntry>, SourceError> {
-    let mut out = Vec::new();
+pub(crate) fn relations<'a>(
+    sql: &'a Sql,
+    conninfo: &'a str,
+) -> BoxStream<'a, Result<RelationEntry, SourceError>> {
+    stream::once(databases(sql))
+        .map_ok(|databases| stream::iter(databases.into_iter().map(Ok::<_, SourceError>)))
+        .try_flatten()
+        .map_ok(move |database| relations_of(conninfo, database))
+        .try_flatten()
+        .boxed()
+}
+
+fn relations_of(
+    conninfo: &str,
+    database: Database,
+) -> impl Stream<Item = Result<RelationEntry, SourceError>> + use<'_> {
+    let opened = async move {
+        let Some(sql) = inside(conninfo, &database).await else { return Ok(stream::empty().boxed()) };
+        let doing = "list its relations";
+        let rows = sql.stream(doing, RELATIONS, &[&database.tablespace], CATALOGUE_LIMIT).await?;
+        Ok::<_, SourceError>(rows.map_ok(move |row| relation(&database, &row)).boxed())
+    };
+    stream::once(opened).try_flatten()
+}
+
+fn relation(database: &Database, row: &Row) -> RelationEntry {
     let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
-    for database in databases(sql).await? {
-        let Some(inside) = inside(conninfo, &database).await else { continue };
-        let rows =
-            inside.rows("list its relations", RELATIONS, &[&database.tablespace], CATALOGUE_LIMIT).await?;
-        for row in rows {
-            let shared: bool = row.get(7);
-            out.push(RelationEntry {
-                database: database.name.clone(),
-                schema: text(row.get(0)),
-                name: text(row.get(1)),
-                kind: row.get::<_, String>(2).chars().next().unwrap_or('?'),
-                oid: row.get(3),
-                database_oid: if shared { 0 } else { database.oid },
-                tablespace_oid: row.get(5),
-                filenode: row.get(4),
-                owner_oid: row.get(6),
-            });
-        }
+    let shared: bool = row.get(7);
+    RelationEntry {
+        database: database.name.clone(),
+        schema: text(row.get(0)),
+        name: text(row.get(1)),
+        kind: row.get::<_, String>(2).chars().next().unwrap_or('?'),
+        oid: row.get(3),
+        database_oid: if shared { 0 } else { database.oid },
+        tablespace_oid: row.get(5),
+        filenode: row.get(4),
+        owner_oid: row.get(6),
     }
-    out.sort_unstable();
-    Ok(out)
 }
 
 /// Tablespaces that lie outside the data directory.

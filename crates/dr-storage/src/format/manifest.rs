@@ -92,8 +92,12 @@ pub struct ManifestBody {
     pub tablespaces: Vec<TablespaceFacts>,
     /// What the cluster needs of a host.
     pub host_needs: HostNeeds,
-    /// The relation catalogue: JSON, in pieces.
+    /// The relation catalogue of an early manifest: JSON, in pieces.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub relations: Vec<FrameRef>,
+    /// The relation catalogue.
+    #[serde(default)]
+    pub catalogue: Vec<CataloguePart>,
     /// Files outside the data directory: JSON, in pieces.
     pub host_files: Vec<FrameRef>,
     /// Bad pages, all of them.
@@ -104,6 +108,16 @@ pub struct ManifestBody {
     /// written before it was known.
     #[serde(default)]
     pub slots: Vec<SlotState>,
+}
+
+/// A part of the relation catalogue: rows in JSON, a line each, sorted within a listing. Parts of
+/// several listings may have rows in common.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CataloguePart {
+    /// The digest of the opened frame.
+    pub digest: Digest,
+    /// A frame in a meta pack.
+    pub frame: FrameRef,
 }
 
 mod hex_bytes {

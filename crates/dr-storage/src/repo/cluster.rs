@@ -69,6 +69,11 @@ impl ClusterStore {
         ClusterStore { repo, system_id }
     }
 
+    /// The repository that it is in.
+    pub fn repository(&self) -> &Repository {
+        &self.repo
+    }
+
     /// The cluster.
     pub fn system_id(&self) -> SystemId {
         self.system_id
