@@ -116,7 +116,8 @@ pub(crate) fn run(cli: Cli) -> u8 {
     let fetching = matches!(cli.command, Command::Wal(Wal::Fetch { .. }));
     let in_server = matches!(cli.command, Command::Wal(_));
     paint::choose(cli.global.color);
-    log::listen(cli.global.verbose, matches!(cli.command, Command::Agent(Agent::Run)));
+    let resident = matches!(cli.command, Command::Agent(Agent::Run));
+    log::listen(cli.global.verbose, cli.global.quiet, resident);
     let ended = dispatch(cli).and_then(|code| match output::failure() {
         None => Ok(code),
         Some(source) => Err(CliError::Stdout { source }),

@@ -18,10 +18,10 @@ use crate::progress;
 const REMEMBERED: usize = 1000;
 
 /// Begins to listen. `verbose`: how often `-v` was given. `resident`: for a process whose log is read
-/// later: what is noteworthy is told in any case, and a warning as often as it happens.
-pub(crate) fn listen(verbose: u8, resident: bool) {
+/// later: what is noteworthy is told unless `quiet`, and a warning as often as it happens.
+pub(crate) fn listen(verbose: u8, quiet: bool, resident: bool) {
     let level = match verbose {
-        0 if !resident => Level::WARN,
+        0 if quiet || !resident => Level::WARN,
         0 | 1 => Level::INFO,
         _ => Level::DEBUG,
     };

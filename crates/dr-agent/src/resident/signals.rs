@@ -37,8 +37,9 @@ impl Signals {
     }
 
     /// Obeys for as long as the agent runs: the first SIGTERM or SIGINT asks it to stop, the second
-    /// cuts off what still runs; SIGHUP reloads.
-    pub async fn obey(mut self, control: Control) {
+    /// cuts off what still runs; SIGHUP reloads. Returns only when the agent does not even answer the
+    /// second: the process has to end without it.
+    pub async fn obey(mut self, control: Control) -> ResidentError {
         let mut stops = 0;
         loop {
             tokio::select! {
@@ -51,7 +52,11 @@ impl Signals {
                     continue;
                 }
             }
-            let _ = control.stop(stops > 1).await;
+            match control.stop(stops > 1).await {
+                Ok(()) | Err(ResidentError::Stopping) => {}
+                Err(error) if stops > 1 => return error,
+                Err(error) => tracing::error!("the agent cannot be stopped: {error}; once more ends it"),
+            }
         }
     }
 }

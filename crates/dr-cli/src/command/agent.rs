@@ -52,8 +52,11 @@ async fn resident(global: &Global) -> Result<u8, CliError> {
     let summary = tokio::select! {
         started = started => {
             let resident = started?;
-            tokio::spawn(signals.obey(resident.control()));
-            resident.run().await?
+            let control = resident.control();
+            tokio::select! {
+                summary = resident.run() => summary?,
+                error = signals.obey(control) => return Err(error.into()),
+            }
         }
         () = signals.stop_asked() => Summary::default(),
     };
