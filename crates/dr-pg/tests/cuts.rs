@@ -97,6 +97,7 @@ impl Asker {
         self.wait_for_none(senders).await;
         let replicas = "SELECT count(*) FROM pg_stat_replication WHERE application_name <> 'asker'";
         self.wait_for_none(replicas).await;
+        self.wait_for_none("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'").await;
         assert_eq!(self.ask("SELECT count(*) FROM pg_replication_slots").await, "0");
     }
 }
