@@ -63,7 +63,7 @@ impl<'a> Agent<'a> {
     }
 }
 
-fn bad<'a>(findings: &'a [Value]) -> Vec<&'a str> {
+fn bad(findings: &[Value]) -> Vec<&str> {
     let bad = findings.iter().filter(|finding| finding["verdict"] == "bad");
     bad.map(|finding| finding["check"].as_str().unwrap()).collect()
 }
