@@ -379,9 +379,14 @@ impl State {
                     out.extend_from_slice(&bytes.split_to(at));
                     send(&mut to, &out.split(), rate).await?;
                     let act = due.take().map(|fault| fault.act);
-                    self.note(side, passed, None, true);
+                    // After a message means that it passed.
+                    let whole = bytes.is_empty();
+                    self.note(side, passed, tag.filter(|_| whole && piece.ends()), true);
                     if let Some(last) = endure(act.unwrap_or(Act::Close), &mut rate).await {
                         return Ok(Some(last));
+                    }
+                    if whole {
+                        continue;
                     }
                 }
                 out.extend_from_slice(&bytes);
