@@ -192,8 +192,9 @@ impl TestCluster {
             .args(arguments)
             .arg("-D")
             .arg(&data));
+        // Below 32,768, where the kernel takes the ports of clients from (and of proxies).
         let port =
-            20_000 + (std::process::id() % 20_000) as u16 + PORT.fetch_add(1, Ordering::Relaxed) as u16;
+            20_000 + (std::process::id() % 12_000) as u16 + PORT.fetch_add(1, Ordering::Relaxed) as u16;
         let cluster = TestCluster { bin: bin.to_owned(), data, socket_dir: base.to_owned(), port };
         cluster.configure(&[
             "fsync = off",
