@@ -6,9 +6,19 @@ use std::path::Path;
 use dr_core::port::{ClusterError, RecoveryEnd};
 use dr_core::{Lsn, Timeline, TimelineHistory, Timestamp};
 
-/// Failures of clients that came too early say nothing about the recovery.
-const HARMLESS: [&str; 5] =
-    ["the database system is ", "terminating ", "role \"", "database \"", "sorry, too many clients already"];
+/// Failures of clients that came too early, or while the server went, say nothing about the recovery.
+/// A session that is told to go while it authenticates calls it a timeout (`ProcessInterrupts` in
+/// `postgres.c`).
+const HARMLESS: [&str; 8] = [
+    "the database system is ",
+    "terminating ",
+    "role \"",
+    "database \"",
+    "sorry, too many clients already",
+    "remaining connection slots ",
+    "canceling authentication ",
+    "connection to client lost",
+];
 
 /// Lines that end a recovery at its target.
 const STOPPING: [&str; 2] = ["recovery stopping ", "pausing at the end of recovery"];
@@ -102,6 +112,7 @@ mod tests {
         assert!(!failed("role \"dr\" does not exist"));
         assert!(!failed("the database system is not accepting connections"));
         assert!(!failed("terminating background worker \"x\" due to administrator command"));
+        assert!(!failed("canceling authentication due to timeout"));
         assert!(failed("recovery target timeline 7 does not exist"));
         assert!(failed("could not locate a valid checkpoint record"));
     }
