@@ -33,7 +33,9 @@ for pid in $pids; do
   while [ -d "/proc/$pid" ] && [ $tries -lt 50 ]; do sleep 0.1; tries=$((tries + 1)); done
   kill -s KILL "$pid"
 done
-rm -rf -- "$1"
+# Who was told to end may still write, or tidy up itself.
+tries=0
+while [ -e "$1" ] && [ $tries -lt 100 ]; do rm -rf -- "$1" || sleep 0.1; tries=$((tries + 1)); done
 "#;
 
 /// A scratch directory that every user may enter, and the shell that removes it when we end.

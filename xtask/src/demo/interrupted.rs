@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use crate::child::kill_group;
 
 /// What is there at the moments at which it is interrupted: a server under load, a restore.
-const MOMENTS: [&str; 2] = ["production/postmaster.pid", "restored"];
+const MOMENTS: [&str; 2] = ["sockets/.s.PGSQL.5432", "restored"];
 
 /// How long the demo may take to come to such a moment.
 const COMES: Duration = Duration::from_secs(120);
