@@ -10,9 +10,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use dr_core::Timestamp;
-use dr_core::port::{KeyProvider, RecoveryTarget, StorageTarget, TargetAction};
+use dr_core::port::{KeyProvider, RecoveryTarget, StorageTarget};
 use dr_engine::backup::{self, BackupOptions};
-use dr_engine::restore::{self, RestoreOptions, TimelineChoice};
+use dr_engine::restore::{self, RestoreOptions};
 use dr_engine::{Context, read_back};
 use dr_storage::keys::FileKey;
 use dr_storage::target::MemoryTarget;
@@ -121,21 +121,10 @@ async fn back_up(context: &Context, cluster: &SimCluster) -> Outcome<f64> {
 
 async fn restored(context: &Context, to: &Path, delta: bool) -> Outcome<f64> {
     let options = RestoreOptions {
-        to: to.to_owned(),
-        backup: None,
         target: RecoveryTarget::Immediate,
-        inclusive: true,
-        timeline: TimelineChoice::Current,
-        action: TargetAction::Promote,
-        tablespaces: Vec::new(),
         delta,
-        start: false,
-        keep_archiving: false,
         sync: false,
-        workers: 2,
-        restore_command: "dr wal fetch %f %p".into(),
-        host_files: None,
-        stall_limit: Duration::from_secs(5),
+        ..RestoreOptions::new(to, "dr wal fetch %f %p")
     };
     let instance = FakeInstance::new();
     let began = Instant::now();

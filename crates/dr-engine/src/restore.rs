@@ -36,6 +36,9 @@ use crate::context::{Context, JobLog};
 use crate::error::EngineError;
 use crate::tree::{FileOutput, TreeCounters, TreeRead};
 
+/// How long replay may stand still if nobody says otherwise.
+const STALL_LIMIT: Duration = Duration::from_secs(600);
+
 /// The stage that writes files.
 const FILES: &str = "files";
 
@@ -85,6 +88,30 @@ pub struct RestoreOptions {
     pub host_files: Option<PathBuf>,
     /// How long replay may stand still before it counts as stuck.
     pub stall_limit: Duration,
+}
+
+impl RestoreOptions {
+    /// What `dr restore` does when it is told no more than the directory: from the best backup along the
+    /// newest timeline to the end of the archived WAL, durable; the server is not started.
+    pub fn new(to: impl Into<PathBuf>, restore_command: impl Into<String>) -> Self {
+        RestoreOptions {
+            to: to.into(),
+            backup: None,
+            target: RecoveryTarget::Latest,
+            inclusive: true,
+            timeline: TimelineChoice::Latest,
+            action: TargetAction::Promote,
+            tablespaces: Vec::new(),
+            delta: false,
+            start: false,
+            keep_archiving: false,
+            sync: true,
+            workers: 2,
+            restore_command: restore_command.into(),
+            host_files: None,
+            stall_limit: STALL_LIMIT,
+        }
+    }
 }
 
 /// What a restore will do. Printed by `--plan`; nothing has been changed.

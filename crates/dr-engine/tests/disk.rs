@@ -88,13 +88,7 @@ async fn back_up_over(place: &Place, cluster: &SimCluster, disk: Arc<FaultyDisk>
 /// How many backups are listed; each can be read back, every byte.
 async fn whole(place: &Place, cluster: &SimCluster) -> usize {
     let repo = place.repo(None).await.unwrap();
-    let context = context(&repo, cluster, Arc::<TickingClock>::default());
-    let heads = context.store.heads().await.unwrap();
-    for head in &heads {
-        let manifest = context.store.manifest(head.id).await.unwrap();
-        dr_engine::read_back(&context, &manifest, 1).await.unwrap_or_else(|e| panic!("{}: {e:?}", head.id));
-    }
-    heads.len()
+    whole_backups(&context(&repo, cluster, Arc::<TickingClock>::default())).await
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -25,13 +25,7 @@ fn small_cluster() -> (SimCluster, Random) {
 
 /// Every listed backup can be read back, every byte.
 async fn assert_closed(bench: &Bench, cluster: &SimCluster) -> usize {
-    let context = bench.context(cluster).await;
-    let heads = context.store.heads().await.unwrap();
-    for head in &heads {
-        let manifest = context.store.manifest(head.id).await.unwrap();
-        dr_engine::read_back(&context, &manifest, 1).await.unwrap_or_else(|e| panic!("{}: {e:?}", head.id));
-    }
-    heads.len()
+    whole_backups(&bench.context(cluster).await).await
 }
 
 #[tokio::test(flavor = "multi_thread")]

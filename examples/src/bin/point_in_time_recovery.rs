@@ -5,9 +5,9 @@
 
 use std::time::Duration;
 
-use dr_core::port::{Instance, RecoveryTarget, TargetAction};
+use dr_core::port::{Instance, RecoveryTarget};
 use dr_engine::backup::{self, BackupOptions};
-use dr_engine::restore::{self, RestoreOptions, TimelineChoice};
+use dr_engine::restore::{self, RestoreOptions};
 use dr_examples::{Place, Result, context, shop, wal_verb};
 use dr_pg::{InstanceOptions, LocalInstance, LocalSource, LocalSourceOptions, StandbyPolicy};
 use dr_testkit::pg::{Scratch, TestCluster, archive_all, conninfo_of, sql};
@@ -35,21 +35,9 @@ async fn main() -> Result<()> {
 
     let to = scratch.path().join("recovered");
     let options = RestoreOptions {
-        to: to.clone(),
-        backup: None,
         target: RecoveryTarget::Time { time: moment.parse()? },
-        inclusive: true,
-        timeline: TimelineChoice::Latest,
-        action: TargetAction::Promote,
-        tablespaces: Vec::new(),
-        delta: false,
         start: true,
-        keep_archiving: false,
-        sync: true,
-        workers: 2,
-        restore_command: place.wal_command("wal-fetch", system_id, "%f %p")?,
-        host_files: None,
-        stall_limit: Duration::from_secs(60),
+        ..RestoreOptions::new(&to, place.wal_command("wal-fetch", system_id, "%f %p")?)
     };
     let instance = LocalInstance::new(InstanceOptions::default());
     let plan = restore::plan(&context, &instance, &options).await?;

@@ -4,13 +4,10 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use dr_agent::wire;
-use dr_core::port::{
-    Follower, Instance, InstanceStatus, Primary, PrimaryState, RecoveryTarget, SlotState, TargetAction,
-    Verdict,
-};
+use dr_core::port::{Follower, Instance, InstanceStatus, Primary, PrimaryState, SlotState, Verdict};
 use dr_core::size;
 use dr_engine::EngineError;
-use dr_engine::restore::{RestoreOptions, TimelineChoice};
+use dr_engine::restore::RestoreOptions;
 use dr_engine::standby::{self, StandbyOptions, StandbyPlan, StandbyReport, Temperature};
 use dr_storage::ClusterIdentity;
 use serde::Serialize;
@@ -124,12 +121,7 @@ fn options(
         start: !args.no_start,
         canary_limit: duration(&args.timeout)?,
         restore: RestoreOptions {
-            to: absolute(&args.to),
             backup,
-            target: RecoveryTarget::Latest,
-            inclusive: true,
-            timeline: TimelineChoice::Latest,
-            action: TargetAction::Promote,
             tablespaces: args
                 .tablespace
                 .iter()
@@ -138,11 +130,9 @@ fn options(
             delta: args.delta,
             start: !args.no_start,
             keep_archiving: true,
-            sync: true,
             workers: session.workers("restore.workers"),
-            restore_command: super::restore::restore_command(session, cluster),
-            host_files: None,
             stall_limit: session.settings.duration("restore.stall_limit"),
+            ..RestoreOptions::new(absolute(&args.to), super::restore::restore_command(session, cluster))
         },
     })
 }

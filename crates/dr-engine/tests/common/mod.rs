@@ -6,7 +6,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use dr_core::port::{RecoveryTarget, StorageTarget, TargetAction};
+use dr_core::port::{RecoveryTarget, StorageTarget};
 use dr_engine::backup::{self, BackupOptions, BackupReport};
 use dr_engine::restore::{self, RestoreOptions, RestoreReport, TimelineChoice};
 use dr_engine::{Context, EngineError};
@@ -68,23 +68,23 @@ pub async fn back_up(
     backup::apply(context, cluster, &plan).await
 }
 
+/// How many backups are listed; each is read back, every byte.
+pub async fn whole_backups(context: &Context) -> usize {
+    let heads = context.store.heads().await.unwrap();
+    for head in &heads {
+        let manifest = context.store.manifest(head.id).await.unwrap();
+        dr_engine::read_back(context, &manifest, 1).await.unwrap_or_else(|e| panic!("{}: {e:?}", head.id));
+    }
+    heads.len()
+}
+
 pub fn restore_options(to: &Path) -> RestoreOptions {
     RestoreOptions {
-        to: to.to_owned(),
-        backup: None,
         target: RecoveryTarget::Immediate,
-        inclusive: true,
         timeline: TimelineChoice::Current,
-        action: TargetAction::Promote,
-        tablespaces: Vec::new(),
-        delta: false,
-        start: false,
-        keep_archiving: false,
         sync: false,
-        workers: 2,
-        restore_command: "dr wal fetch %f %p".into(),
-        host_files: None,
         stall_limit: Duration::from_secs(5),
+        ..RestoreOptions::new(to, "dr wal fetch %f %p")
     }
 }
 
