@@ -64,6 +64,20 @@ fn an_error_names_the_thing_the_cause_and_the_way_out() {
     );
 }
 
+/// It would pass with no other network: that is no reason to try again.
+#[test]
+fn an_endpoint_without_tls_is_refused_with_the_setting_that_allows_it() {
+    let dir = scratch();
+    let endpoint = ["--set", "repository.endpoint=http://127.0.0.1:9"];
+    let output = dr(
+        dir.path(),
+        &[&["--config", "/dev/null", "--repo", "s3://b/p"], &endpoint[..], &["list"]].concat(),
+    );
+    let words = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(16), "{words}");
+    assert!(words.contains("http://") && words.contains("repository.allow_http"), "{words}");
+}
+
 #[test]
 fn json_errors_have_the_documented_shape() {
     let dir = scratch();

@@ -314,6 +314,12 @@ fn a_cluster_that_nobody_has_is_an_error_and_not_an_empty_list() {
     let typo = shop.dr(&["--config", &config, "--cluster", "mian", "list"]);
     assert_eq!(typo.status.code(), Some(16), "{}", String::from_utf8_lossy(&typo.stderr));
     assert!(String::from_utf8_lossy(&typo.stderr).contains("main"));
+    let stranger =
+        format!("cluster.connection={}", shop.cluster.conninfo().replace("user=postgres", "user=me"));
+    let refused = shop.dr(&["--config", &config, "--set", &stranger, "backup"]);
+    assert_eq!(refused.status.code(), Some(15), "{}", String::from_utf8_lossy(&refused.stderr));
+    let words = String::from_utf8_lossy(&refused.stderr);
+    assert!(words.contains("role \"me\" does not exist") && words.contains("Without user="), "{words}");
     // A full disk behind a redirect is told; a reader that went away is not an error.
     let list = format!("{} --config {config} list", shop.dr.display());
     let full = run(command("/bin/sh").args(["-c", &format!("{list} > /dev/full")]));

@@ -126,7 +126,7 @@ impl JobLog {
         let mut receipt = self.draft.finish(self.job, self.began, ended, self.context.host.clone(), outcome);
         let body = serde_json::to_value(&receipt).unwrap_or_default();
         if let Err(error) = self.context.store.journal().append("receipt", body).await {
-            let text = format!("the receipt could not be stored: {error}");
+            let text = format!("the receipt could not be stored: {}", chain(&error));
             self.context.events.emit(Event::Warning { text: text.clone() });
             receipt.warnings.push(text);
         }

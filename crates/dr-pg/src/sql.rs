@@ -267,7 +267,7 @@ fn dr_reason(error: &tokio_postgres::Error) -> String {
 fn denied(server: &str, reason: String) -> SourceError {
     SourceError::Denied {
         server: server.to_owned(),
-        operation: "the connection".into(),
+        operation: SourceError::CONNECTION.into(),
         source: reason.into(),
     }
 }

@@ -22,6 +22,11 @@ pub fn sync_directory(path: &Path) -> io::Result<()> {
     File::open(path)?.sync_all()
 }
 
+/// Whether this process may do what it likes with files.
+pub fn is_superuser() -> bool {
+    rustix::process::geteuid().is_root()
+}
+
 /// Bytes that an ordinary user may still write to the file system of `path`.
 pub fn free_space(path: &Path) -> io::Result<u64> {
     let stat = rustix::fs::statvfs(path)?;

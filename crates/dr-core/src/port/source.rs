@@ -340,6 +340,11 @@ pub enum SourceError {
     },
 }
 
+impl SourceError {
+    /// What was asked of a server that let nobody in at all.
+    pub const CONNECTION: &'static str = "the connection";
+}
+
 impl Classified for SourceError {
     fn class(&self) -> ErrorClass {
         match self {
@@ -375,6 +380,7 @@ impl Classified for SourceError {
     fn hint(&self) -> Option<String> {
         Some(match self {
             SourceError::Unreachable { .. } => "Is PostgreSQL running, and is [cluster] connection right? `dr check` tests it.".into(),
+            SourceError::Denied { operation, .. } if operation == SourceError::CONNECTION => "Check user and password of [cluster] connection, and the server's pg_hba.conf. Without user= it is the name of whoever runs dr.".into(),
             SourceError::Denied { .. } => "The role needs pg_read_all_settings and EXECUTE on pg_backup_start and pg_backup_stop; `dr check` names what is missing.".into(),
             SourceError::Busy { .. } => "Wait for it to end: `dr jobs` shows it. A backup whose process died has released its lock.".into(),
             SourceError::Query { .. } => "See the server's log; then run the command again.".into(),

@@ -9,7 +9,7 @@ use std::collections::VecDeque;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
 use std::ops::Range;
-use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt, chown, fchown};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -86,6 +86,9 @@ struct Inner {
     poisoned: AtomicBool,
     counter: AtomicU64,
     probe: Option<Arc<dyn DiskProbe>>,
+    /// Whom the superuser works for here: what it makes is made over to them, or a single job of its
+    /// would lock the server's user out of its own repository.
+    owner: Option<(u32, u32)>,
 }
 
 /// A target in a directory. Cloning is cheap.
@@ -119,17 +122,18 @@ impl DirectoryTarget {
                 }
             })?;
         }
-        match fs::metadata(&root) {
-            Ok(meta) if meta.is_dir() => {}
+        let owner = match fs::metadata(&root) {
+            Ok(meta) if meta.is_dir() => os::is_superuser().then_some((meta.uid(), meta.gid())),
             Ok(_) => return Err(StorageError::Invalid { target, reason: "it is not a directory".into() }),
             Err(error) => return Err(StorageError::Invalid { target, reason: error.to_string() }),
-        }
+        };
         let inner = Inner {
             root,
             sync: options.sync,
             poisoned: AtomicBool::new(false),
             counter: AtomicU64::new(0),
             probe,
+            owner,
         };
         Ok(DirectoryTarget { inner: Arc::new(inner) })
     }
@@ -272,6 +276,10 @@ impl Inner {
         let durable = self.is_durable();
         self.step(DiskStep::Open)?;
         let mut file = OpenOptions::new().write(true).create_new(true).mode(0o640).open(temporary)?;
+        if let Some((user, group)) = self.owner {
+            // An NFS server may not let the superuser do that; there it is nobody special anyway.
+            let _ = fchown(&file, Some(user), Some(group));
+        }
         let (mut written, mut begun) = (0, 0);
         for piece in payload.pieces() {
             self.step(DiskStep::Write)?;
@@ -321,6 +329,11 @@ impl Inner {
             self.step(DiskStep::MakeDirectory)?;
             match fs::DirBuilder::new().mode(0o750).create(dir) {
                 Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+                Ok(()) => {
+                    if let Some((user, group)) = self.owner {
+                        let _ = chown(dir, Some(user), Some(group));
+                    }
+                }
                 other => other?,
             }
             if self.sync {
@@ -629,6 +642,23 @@ mod tests {
         fs::write(&from, b"other").expect("a write");
         assert!(matches!(link_new(&from, &to), Err(Failed::Exists)));
         assert_eq!(fs::read(&to).expect("a read"), b"new");
+    }
+
+    /// As when an administrator verifies a repository that the server's user writes to.
+    #[tokio::test]
+    async fn what_the_superuser_makes_belongs_to_the_repositorys_owner() {
+        if !os::is_superuser() {
+            eprintln!("skipped: this is not the superuser");
+            return;
+        }
+        let dir = tempfile::tempdir().expect("a directory");
+        chown(dir.path(), Some(65_534), Some(65_533)).expect("another owner");
+        let target = DirectoryTarget::open(dir.path(), DirectoryOptions::default()).expect("a target");
+        target.create(&key("a/b/c"), b"x".to_vec().into()).await.expect("a create");
+        for made in ["a", "a/b", "a/b/c"] {
+            let meta = fs::metadata(dir.path().join(made)).expect("it is there");
+            assert_eq!((meta.uid(), meta.gid()), (65_534, 65_533), "{made}");
+        }
     }
 
     #[tokio::test]

@@ -77,6 +77,10 @@ impl S3Target {
     pub fn open(config: S3Config) -> Result<Self, StorageError> {
         let location = format!("s3://{}/{}", config.bucket, config.prefix);
         let invalid = |reason: String| StorageError::Invalid { target: location.clone(), reason };
+        if !config.allow_http && config.endpoint.as_deref().is_some_and(|url| url.starts_with("http://")) {
+            let reason = "its endpoint has no TLS (http://), and repository.allow_http does not allow that";
+            return Err(invalid(reason.into()));
+        }
         let reads = builder(&config, 3).map_err(&invalid)?;
         let writes = builder(&config, 0).map_err(&invalid)?;
         let build = |b: AmazonS3Builder| b.build().map_err(|error| invalid(error.to_string()));
